@@ -1,0 +1,96 @@
+// SPDX-FileCopyrightText: 2026 The diffmamba authors
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <algorithm>  // std::copy_n
+
+#include "diffmamba/device/parallel.hpp"
+#include "diffmamba/tensor/tensor.hpp"
+
+namespace diffmamba {
+
+/// Copies elements between views of equal shape, any strides; converts between element types, rounding once.
+/// Threaded over rows of the last axis. Throws Error if the shapes differ.
+template <class From, class To, int Rank>
+void copy(const View<From, Rank, cpu>& from, const View<To, Rank, cpu>& to) {
+  static_assert(!std::is_const_v<To>, "copy: the target cannot be written");
+  require(from.extents() == to.extents(), "copy: from ", from.extents(), " to ", to.extents());
+  using Source = std::remove_const_t<From>;
+  const auto convert = [](Source value) {
+    if constexpr (std::is_same_v<Source, To>)
+      return value;
+    else if constexpr (std::is_same_v<To, bfloat16> || std::is_same_v<To, half>)
+      return To(static_cast<float>(value));
+    else
+      return static_cast<To>(value);
+  };
+  if (from.size() == 0) return;
+  if constexpr (Rank == 0) {
+    *to.data() = convert(*from.data());
+  } else {
+    Index length = from.extent(Rank - 1), rows = from.size() / length;
+    Extents<Rank> extents = from.extents();
+    if (from.contiguous() && to.contiguous()) {  // one long row, cut evenly
+      constexpr Index tile = 1 << 14;
+      const Index size = from.size();
+      parallel_for(tiles_of(size, tile), [&](Index t) {
+        const Index begin = t * tile, end = begin + tile < size ? begin + tile : size;
+        for (Index i = begin; i < end; ++i) to.data()[i] = convert(from.data()[i]);
+      });
+      return;
+    }
+    const Index rows_per_tile = length >= (1 << 14) ? 1 : (1 << 14) / length;
+    parallel_for(tiles_of(rows, rows_per_tile), [&](Index t) {
+      const Index last = (t + 1) * rows_per_tile < rows ? (t + 1) * rows_per_tile : rows;
+      for (Index row = t * rows_per_tile; row < last; ++row) {
+        Index rest = row, source = 0, target = 0;
+        for (int axis = Rank - 2; axis >= 0; --axis) {
+          const Index index = rest % extents[axis];
+          rest /= extents[axis];
+          source += index * from.stride(axis);
+          target += index * to.stride(axis);
+        }
+        const From* a = from.data() + source;
+        To* b = to.data() + target;
+        const Index sa = from.stride(Rank - 1), sb = to.stride(Rank - 1);
+        for (Index i = 0; i < length; ++i) b[i * sb] = convert(a[i * sa]);
+      }
+    });
+  }
+}
+
+/// Copies anything that converts to views: copy(tensor, other_tensor), copy(view, tensor).
+template <class From, class To>
+  requires requires(From& from, To& to) {
+    from.extents();
+    to.extents();
+    typename std::remove_cvref_t<To>::device_type;
+  }
+void copy(From&& from, To&& to) {
+  using FromView = std::remove_cvref_t<From>;
+  using ToView = std::remove_cvref_t<To>;
+  constexpr bool from_is_view = requires { typename FromView::element_type; };
+  constexpr bool to_is_view = requires { typename ToView::element_type; };
+  if constexpr (from_is_view && to_is_view)
+    copy<typename FromView::element_type, typename ToView::element_type, FromView::rank>(from, to);
+  else if constexpr (from_is_view)
+    copy(from, to.view());
+  else if constexpr (to_is_view)
+    copy(from.view(), to);
+  else
+    copy(from.view(), to.view());
+}
+
+/// A dense tensor with the elements of a view, of the same or another element type.
+template <class To, class From, int Rank>
+Tensor<To, Rank> to_tensor(const View<From, Rank, cpu>& from) {
+  auto result = Tensor<To, Rank>::uninitialized(from.extents());
+  copy(from, result.view());
+  return result;
+}
+template <class From, int Rank>
+Tensor<std::remove_const_t<From>, Rank> to_tensor(const View<From, Rank, cpu>& from) {
+  return to_tensor<std::remove_const_t<From>>(from);
+}
+
+}  // namespace diffmamba
