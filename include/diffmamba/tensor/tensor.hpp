@@ -32,8 +32,13 @@ class Tensor {
 
   /// No elements and no memory. As a view it is absent.
   Tensor() = default;
-  /// Every element zero.
-  explicit Tensor(const Extents<Rank>& extents) : Tensor(uninitialized(extents)) { fill(T{}); }
+  /// Every element zero. (A template, so that in Tensor<float, 1> x({256}) the braces can only be sizes: as a plain
+  /// function it would compete with the copy of a tensor that is itself made of {256}.)
+  template <class Sizes = Extents<Rank>>
+    requires(std::is_same_v<Sizes, Extents<Rank>>)
+  explicit Tensor(const Sizes& extents) : Tensor(uninitialized(extents)) {
+    fill(T{});
+  }
   Tensor(const Extents<Rank>& extents, T value) : Tensor(uninitialized(extents)) { fill(value); }
   /// For memory that is written before it is read.
   static Tensor uninitialized(const Extents<Rank>& extents) {
@@ -134,6 +139,20 @@ class Tensor {
   T* data_ = nullptr;
   Extents<Rank> extents_;
 };
+
+/// The view of a tensor, or a view itself: what a function does first that takes either.
+template <class T, int Rank, class D>
+View<T, Rank, D> as_view(const View<T, Rank, D>& view) {
+  return view;
+}
+template <class T, int Rank, class D>
+View<T, Rank, D> as_view(Tensor<T, Rank, D>& tensor) {
+  return tensor.view();
+}
+template <class T, int Rank, class D>
+View<const T, Rank, D> as_view(const Tensor<T, Rank, D>& tensor) {
+  return tensor.view();
+}
 
 /// The sizes of a tensor or view.
 template <class TensorLike>
