@@ -3,6 +3,7 @@
 #pragma once
 
 #include <type_traits>  // std::is_const_v, std::is_convertible_v
+#include <utility>      // std::forward
 
 #include "diffmamba/core/config.hpp"
 #include "diffmamba/core/dtype.hpp"
@@ -160,8 +161,8 @@ class RequiredView : public View<T, Rank, DeviceType> {
   RequiredView(const Base& view) : Base(view) {}
   /// Whatever converts to the view: a tensor, a view of writable elements.
   template <class Source>
-    requires(std::is_convertible_v<const Source&, Base> && !std::is_base_of_v<RequiredView, Source>)
-  RequiredView(const Source& source) : Base(source) {}
+    requires(std::is_convertible_v<Source &&, Base> && !std::is_base_of_v<RequiredView, std::remove_cvref_t<Source>>)
+  RequiredView(Source&& source) : Base(std::forward<Source>(source)) {}
 };
 
 }  // namespace diffmamba

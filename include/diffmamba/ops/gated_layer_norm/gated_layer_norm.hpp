@@ -1,0 +1,42 @@
+// SPDX-FileCopyrightText: 2026 The diffmamba authors
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "diffmamba/ops/gated_rms_norm/gated_rms_norm.hpp"  // the same inputs, outputs and options
+
+/// Layer normalisation of groups of consecutive channels, with a gate: gated_rms_norm, whose inputs, outputs, options
+/// and gradients it shares, with
+///
+///   norm(u) = (u - mean(u)) / sqrt(var(u) + eps)                              (over u's group, biased variance)
+namespace diffmamba::gated_layer_norm {
+
+using gated_rms_norm::Gradients;
+using gated_rms_norm::GradientViews;
+using gated_rms_norm::Inputs;
+using gated_rms_norm::Options;
+using gated_rms_norm::OutputGradients;
+using gated_rms_norm::Outputs;
+
+/// Mean and 1 / sqrt(var + eps) of each group: 8 bytes per token and group (16 in double).
+template <class T, Device DeviceType = cpu>
+struct Saved {
+  Options options = {};
+  Tensor<accumulate_t<T>, 3, DeviceType> mean = {};  // (batch, length, groups)
+  Tensor<accumulate_t<T>, 3, DeviceType> rstd = {};  // (batch, length, groups)
+};
+
+template <class T, Device DeviceType = cpu>
+struct Result {
+  Tensor<T, 3, DeviceType> out;
+  Saved<T, DeviceType> saved;
+};
+
+// gated_layer_norm_forward.hpp
+//   Result forward(in, options = {});
+//   void forward(in, options, outputs, Saved* saved);                       saved null: inference
+// gated_layer_norm_backward.hpp
+//   Gradients backward(in, saved, {.dout = ...});
+//   void backward(in, saved, upstream, gradients, workspace, mode = GradientMode::assign);
+//   std::size_t workspace_bytes(in);                                        of backward; forward needs none
+
+}  // namespace diffmamba::gated_layer_norm
