@@ -1,7 +1,164 @@
 // SPDX-FileCopyrightText: 2026 The diffmamba authors
 // SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+#include <cstdio>
+#include <filesystem>
 #include <iostream>
-int main() {
-  std::cout << "conformance: no operator is registered yet\n";
-  return 1;
+#include <string>
+#include <vector>
+
+#include "conformance/runner.hpp"
+
+namespace {
+
+namespace fs = std::filesystem;
+namespace dm = diffmamba;
+using namespace diffmamba::conformance;
+
+constexpr const char* usage =
+    R"(conformance --device cpu --dtype float64|float32 [--filter PATTERN] DIR...
+
+Runs every golden case below the directories (the format: tests/goldens/FORMAT.md). A case is a .safetensors file, or a folder
+that has an expected.safetensors. PATTERN selects cases by name, such as ops/rms_norm__plain: with * and ? it must match the
+whole name, without them it is part of it. Exits with 0 if no case failed and at least one was run.
+)";
+
+struct Arguments {
+  std::string device = "cpu", dtype, filter;
+  std::vector<fs::path> directories;
+};
+
+Arguments parse(int argc, char** argv) {
+  Arguments result;
+  for (int i = 1; i < argc; ++i) {
+    const std::string argument = argv[i];
+    const auto value = [&] {
+      dm::require(i + 1 < argc, "conformance: ", argument, " needs a value");
+      return std::string(argv[++i]);
+    };
+    if (argument == "--device")
+      result.device = value();
+    else if (argument == "--dtype")
+      result.dtype = value();
+    else if (argument == "--filter")
+      result.filter = value();
+    else if (argument == "--help" || argument == "-h") {
+      std::cout << usage;
+      std::exit(0);
+    } else {
+      dm::require(!argument.starts_with("-"), "conformance: unknown option ", argument);
+      result.directories.emplace_back(argument);
+    }
+  }
+  dm::require(result.device == "cpu", "conformance: --device ", result.device, " is not in this version; there is cpu");
+  dm::require(result.dtype == "float64" || result.dtype == "float32", "conformance: --dtype must be float64 or float32",
+              result.dtype.empty() ? "" : ", not ", result.dtype);
+  dm::require(!result.directories.empty(), "conformance: name at least one directory of golden cases");
+  return result;
+}
+
+/// Shell patterns: * is any text, ? one character.
+bool matches(const char* pattern, const char* name) {
+  if (*pattern == '\0') return *name == '\0';
+  if (*pattern == '*') return matches(pattern + 1, name) || (*name != '\0' && matches(pattern, name + 1));
+  return *name != '\0' && (*pattern == '?' || *pattern == *name) && matches(pattern + 1, name + 1);
+}
+bool selected(const std::string& filter, const std::string& name) {
+  if (filter.find_first_of("*?") == std::string::npos) return name.find(filter) != std::string::npos;
+  return matches(filter.c_str(), name.c_str());
+}
+
+struct Found {
+  fs::path file;
+  std::string name;
+};
+
+void collect(const fs::path& path, const std::string& name, std::vector<Found>& found) {
+  if (fs::is_regular_file(path)) {
+    if (path.extension() == ".safetensors") found.push_back({path, name.substr(0, name.rfind(".safetensors"))});
+    return;
+  }
+  if (fs::exists(path / "expected.safetensors")) {
+    found.push_back({path / "expected.safetensors", name});
+    return;
+  }
+  std::vector<fs::path> entries(fs::directory_iterator(path), {});
+  std::sort(entries.begin(), entries.end());
+  for (const fs::path& entry : entries)
+    collect(entry, name.empty() ? entry.filename().string() : name + "/" + entry.filename().string(), found);
+}
+
+enum class Outcome { passed, failed, skipped };
+
+Outcome run(const Found& found, const std::string& dtype) {
+  const auto say = [&](const char* verdict) -> std::ostream& { return std::cout << verdict << "  " << found.name; };
+  try {
+    Case golden(found.file, found.name);
+    if (const auto reason = reason_to_skip(golden)) {
+      say("skip") << ": " << *reason << std::endl;
+      return Outcome::skipped;
+    }
+    const auto adapter = operators().find(golden.op());
+    dm::require(adapter != operators().end(), "the operator \"", golden.op(), "\" is not known");
+    golden.tolerance_of(dtype);
+    (dtype == "float64" ? adapter->second.float64 : adapter->second.float32)(golden);
+
+    Comparison worst;
+    bool passed = true;
+    for (const Comparison& result : golden.finish()) {
+      if (!result.passed()) {
+        if (passed) say("FAIL") << '\n';
+        passed = false;
+        std::cout << "        " << result.name << ": ";
+        if (!result.mistake.empty())
+          std::cout << result.mistake << '\n';
+        else
+          std::cout << "error " << result.error << ", tolerance " << result.allowed << '\n';
+      }
+      if (worst.name.empty() || result.fraction > worst.fraction) worst = result;
+    }
+    if (passed)
+      say("pass") << ": worst error " << worst.error << ", tolerance " << worst.allowed << " (" << worst.name << ")\n";
+    std::cout << std::flush;
+    return passed ? Outcome::passed : Outcome::failed;
+  } catch (const std::exception& error) {
+    say("FAIL") << ": " << error.what() << std::endl;
+    return Outcome::failed;
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    const Arguments arguments = parse(argc, argv);
+    std::vector<Found> all;
+    for (const fs::path& directory : arguments.directories) {
+      dm::require(fs::exists(directory), "conformance: there is no ", directory.string());
+      const bool many = fs::is_directory(directory) && !fs::exists(directory / "expected.safetensors");
+      collect(directory, many ? "" : fs::weakly_canonical(directory).filename().string(), all);
+    }
+    std::cout.precision(2);
+    std::size_t passed = 0, failed = 0, skipped = 0;
+    for (const Found& found : all) {
+      if (!selected(arguments.filter, found.name)) continue;
+      switch (run(found, arguments.dtype)) {
+        case Outcome::passed:
+          ++passed;
+          break;
+        case Outcome::failed:
+          ++failed;
+          break;
+        case Outcome::skipped:
+          ++skipped;
+          break;
+      }
+    }
+    if (passed + failed + skipped == 0) std::cout << "conformance: no case was found\n";
+    std::cout << passed << " passed, " << failed << " failed, " << skipped << " skipped" << std::endl;
+    return failed > 0 || passed == 0 ? 1 : 0;
+  } catch (const std::exception& error) {
+    std::cerr << error.what() << '\n';
+    return 2;
+  }
 }

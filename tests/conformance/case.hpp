@@ -1,0 +1,284 @@
+// SPDX-FileCopyrightText: 2026 The diffmamba authors
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <algorithm>   // std::max
+#include <cmath>       // std::abs, std::isfinite
+#include <filesystem>  // std::filesystem::path
+#include <optional>    // std::optional
+#include <set>         // std::set
+#include <string>      // std::string
+#include <vector>      // std::vector
+
+#include "diffmamba/io/json.hpp"
+#include "diffmamba/io/safetensors.hpp"
+#include "diffmamba/tensor/copy.hpp"
+#include "diffmamba/tensor/tensor.hpp"
+
+/// Golden cases (../goldens/FORMAT.md): what one file says, and how a result is held against it.
+namespace diffmamba::conformance {
+
+/// How one tensor came out. `fraction` is the largest |got - want| / (atol * s + rtol * |want|): at most 1 to pass.
+struct Comparison {
+  std::string name;
+  double fraction = 0, error = 0, allowed = 0;
+  std::string mistake = {};  // a wrong shape, an integer that differs, a missing -inf; empty otherwise
+
+  bool passed() const { return mistake.empty() && fraction <= 1; }
+};
+
+/// One case. It keeps book: whatever the file gives (a tensor, an attribute) must be read, and whatever it expects must
+/// be checked, so that an option that an adapter does not know is a failure and cannot be overlooked.
+class Case {
+ public:
+  Case(std::filesystem::path file, std::string name) : name_(std::move(name)), file_(std::move(file)) {
+    op_ = metadata("op");
+    attributes_ = parse_json(metadata("attrs"), file_.path().string() + ": attrs");
+    require(attributes_.is_object(), name_, ": attrs is not an object");
+  }
+
+  const std::string& name() const { return name_; }
+  const std::string& op() const { return op_; }
+  const Json& attributes() const { return attributes_; }
+  std::filesystem::path folder() const { return file_.path().parent_path(); }
+
+  /// Cases that exist in float32 only are computed in whatever type is asked for, and held to their float32 tolerance.
+  void tolerance_of(const std::string& dtype) {
+    const bool own = dtype == "float64" && file_.metadata().contains("rtol_f64");
+    relative_ = std::stod(metadata(own ? "rtol_f64" : "rtol_f32"));
+    absolute_ = std::stod(metadata(own ? "atol_f64" : "atol_f32"));
+  }
+
+  // --- Attributes. null stands for "not used", like an absent key.
+  // -------------------------------------------------------
+  bool given(const std::string& key) {
+    known_.insert(key);
+    return attributes_.contains(key) && !attributes_[key].is_null();
+  }
+  bool flag(const std::string& key, bool otherwise) {
+    if (!given(key)) return otherwise;
+    require(attributes_[key].is_boolean(), "attribute ", key, " is ", attributes_[key].dump(), ", not true or false");
+    return attributes_[key].get<bool>();
+  }
+  Index integer(const std::string& key, Index otherwise) {
+    if (!given(key)) return otherwise;
+    require(attributes_[key].is_number_integer(), "attribute ", key, " is ", attributes_[key].dump(),
+            ", not an integer");
+    return attributes_[key].get<Index>();
+  }
+  double number(const std::string& key, double otherwise) {
+    if (!given(key)) return otherwise;
+    const auto value = json_number(attributes_[key]);
+    require(value.has_value(), "attribute ", key, " is ", attributes_[key].dump(), ", not a number");
+    return *value;
+  }
+  std::string text(const std::string& key, const std::string& otherwise) {
+    if (!given(key)) return otherwise;
+    require(attributes_[key].is_string(), "attribute ", key, " is ", attributes_[key].dump(), ", not a string");
+    return attributes_[key].get<std::string>();
+  }
+  /// A list of `count` numbers.
+  std::vector<double> numbers(const std::string& key, const std::vector<double>& otherwise) {
+    if (!given(key)) return otherwise;
+    require(attributes_[key].is_array() && attributes_[key].size() == otherwise.size(), "attribute ", key, " is ",
+            attributes_[key].dump(), ", not ", otherwise.size(), " numbers");
+    std::vector<double> values;
+    for (const auto& entry : attributes_[key]) {
+      const auto value = json_number(entry);
+      require(value.has_value(), "attribute ", key, " is ", attributes_[key].dump(), ", not a list of numbers");
+      values.push_back(*value);
+    }
+    return values;
+  }
+  const Json& json(const std::string& key) {
+    require(given(key), "attribute ", key, " is missing");
+    return attributes_[key];
+  }
+  /// For an attribute that only says what the tensors say already: throws unless it says that.
+  template <class Value>
+  void expect(const std::string& key, const Value& value) {
+    if (given(key))
+      require(attributes_[key] == Json(value), "attribute ", key, " is ", attributes_[key].dump(),
+              ", but the tensors say ", Json(value).dump());
+  }
+  void expect_number(const std::string& key, double value) {
+    require(std::abs(number(key, value) - value) <= 1e-12 * std::abs(value), "attribute ", key, " is ",
+            number(key, value), ", but the formula gives ", value);
+  }
+
+  // --- Given tensors
+  // ---------------------------------------------------------------------------------------------------
+  bool has(const std::string& name) const { return file_.contains(name); }
+  const std::vector<Index>& shape(const std::string& name) const { return file_.info(name).shape; }
+  int rank(const std::string& name) const { return static_cast<int>(shape(name).size()); }
+  /// Names that begin with a prefix, in alphabetical order, without it.
+  std::vector<std::string> names(const std::string& prefix) const {
+    std::vector<std::string> result;
+    for (const auto& [name, info] : file_.tensors())
+      if (name.starts_with(prefix)) result.push_back(name.substr(prefix.size()));
+    return result;
+  }
+
+  template <class T, int Rank>
+  Tensor<T, Rank> tensor(const std::string& name) {
+    known_.insert(name);
+    return file_.tensor<T, Rank>(name);
+  }
+  /// Absent (an empty tensor, as a view absent too) if the file does not have it.
+  template <class T, int Rank>
+  Tensor<T, Rank> optional(const std::string& name) {
+    return has(name) ? tensor<T, Rank>(name) : Tensor<T, Rank>();
+  }
+  /// The same elements with other sizes.
+  template <class T, int Rank>
+  Tensor<T, Rank> tensor(const std::string& name, const Extents<Rank>& extents) {
+    known_.insert(name);
+    auto result = Tensor<T, Rank>::uninitialized(extents);
+    const std::vector<T> values = file_.values<T>(name);
+    require(static_cast<Index>(values.size()) == result.size(), name, " has ", values.size(), " elements, expected ",
+            extents);
+    std::copy(values.begin(), values.end(), result.data());
+    return result;
+  }
+  template <class T, int Rank>
+  Tensor<T, Rank> optional(const std::string& name, const Extents<Rank>& extents) {
+    return has(name) ? tensor<T, Rank>(name, extents) : Tensor<T, Rank>();
+  }
+  template <class T>
+  std::vector<T> values(const std::string& name) {
+    known_.insert(name);
+    return file_.values<T>(name);
+  }
+
+  // --- Expected tensors
+  // -----------------------------------------------------------------------------------------------
+  template <class T, int Rank>
+  void check(const std::string& name, const View<T, Rank>& got) {
+    Comparison result{.name = name};
+    known_.insert(name);
+    std::vector<Index> have;
+    for (int axis = 0; axis < Rank; ++axis) have.push_back(got.extent(axis));
+    if (!has(name))
+      result.mistake = "was computed but is not in the file";
+    else if (shape(name) != have)
+      result.mistake =
+          "has the shape " + detail::print_shape(shape(name)) + ", computed was " + detail::print_shape(have);
+    else
+      compare(result, to_tensor(got));
+    comparisons_.push_back(result);
+  }
+  template <class T, int Rank>
+  void check(const std::string& name, const Tensor<T, Rank>& got) {
+    check(name, got.view());
+  }
+  /// Axes of one element aside, the shapes must agree; the elements follow one another in the same order.
+  template <class T, int Rank>
+  void check_flat(const std::string& name, const View<T, Rank>& got) {
+    Comparison result{.name = name};
+    known_.insert(name);
+    std::vector<Index> want, have;
+    for (Index extent : has(name) ? shape(name) : want)
+      if (extent != 1) want.push_back(extent);
+    for (int axis = 0; axis < Rank; ++axis)
+      if (got.extent(axis) != 1) have.push_back(got.extent(axis));
+    if (!has(name))
+      result.mistake = "was computed but is not in the file";
+    else if (want != have)
+      result.mistake =
+          "has the shape " + detail::print_shape(shape(name)) + ", computed was " + detail::print_shape(have);
+    else
+      compare(result, to_tensor(got));
+    comparisons_.push_back(result);
+  }
+  template <class T>
+  void check(const std::string& name, T got) requires(std::is_arithmetic_v<T>) {
+    Tensor<T, 0> scalar = Tensor<T, 0>::uninitialized({});
+    *scalar.data() = got;
+    check_flat(name, scalar.view());
+  }
+  /// Only if the file expects it.
+  template <class Value>
+  void check_if(const std::string& name, const Value& got) {
+    if (has(name)) check(name, got);
+  }
+  void mistake(const std::string& name, const std::string& what) {
+    comparisons_.push_back({.name = name, .mistake = what});
+  }
+
+  /// Everything that came out, and a mistake for whatever nobody looked at.
+  std::vector<Comparison> finish() {
+    std::vector<Comparison> result = comparisons_;
+    for (const auto& [name, info] : file_.tensors())
+      if (!known_.contains(name))
+        result.push_back({.name = name,
+                          .mistake = name.starts_with("out.") || name.starts_with("grad.")
+                                         ? "is expected but was not computed"
+                                         : "is given, but this operator takes no such tensor"});
+    for (const auto& [key, value] : attributes_.items())
+      if (!known_.contains(key))
+        result.push_back({.name = "attribute " + key, .mistake = value.dump() + " is not known to this operator"});
+    if (comparisons_.empty()) result.push_back({.name = op_, .mistake = "nothing was compared"});
+    return result;
+  }
+
+ private:
+  const std::string& metadata(const std::string& key) const {
+    const auto found = file_.metadata().find(key);
+    require(found != file_.metadata().end(), file_.path().string(), ": no metadata entry \"", key, "\"");
+    return found->second;
+  }
+  template <class T, int Rank>
+  void compare(Comparison& result, const Tensor<T, Rank>& got) {
+    const auto count = static_cast<std::size_t>(got.size());
+    if constexpr (std::is_integral_v<T>) {
+      const auto want = file_.values<std::int64_t>(result.name);
+      for (std::size_t i = 0; i < count && result.mistake.empty(); ++i)
+        if (static_cast<std::int64_t>(got.data()[i]) != want[i])
+          result.mistake = "element " + std::to_string(i) + " is " + std::to_string(got.data()[i]) + ", expected " +
+                           std::to_string(want[i]);
+    } else {
+      const auto want = file_.values<double>(result.name);
+      double scale = 0;
+      for (double w : want)
+        if (std::isfinite(w)) scale = std::max(scale, std::abs(w));
+      if (scale == 0) scale = 1;
+      for (std::size_t i = 0; i < count; ++i) {
+        const double w = want[i], g = static_cast<double>(got.data()[i]);
+        if (!std::isfinite(w)) {
+          if (g != w) {
+            result.mistake =
+                "element " + std::to_string(i) + " is " + std::to_string(g) + ", expected " + std::to_string(w);
+            return;
+          }
+          continue;
+        }
+        const double error = std::abs(g - w), allowed = absolute_ * scale + relative_ * std::abs(w);
+        const double fraction = std::isnan(error) ? HUGE_VAL : error == 0 ? 0 : error / allowed;
+        if (fraction > result.fraction || (i == 0 && result.allowed == 0)) {
+          result.fraction = fraction;
+          result.error = error;
+          result.allowed = allowed;
+        }
+      }
+    }
+  }
+
+  std::string name_, op_;
+  SafetensorsFile file_;
+  Json attributes_;
+  double relative_ = 0, absolute_ = 0;
+  std::set<std::string> known_;
+  std::vector<Comparison> comparisons_;
+};
+
+/// (batch, channels, length) of the golden files <-> (batch, length, channels) of the library.
+template <class T>
+Tensor<T, 3> channel_last(const Tensor<T, 3>& x) {
+  return x ? to_tensor(x.view().template permute<0, 2, 1>()) : Tensor<T, 3>();
+}
+template <class T>
+View<const T, 3> channel_first(const Tensor<T, 3>& x) {
+  return x.view().template permute<0, 2, 1>();
+}
+
+}  // namespace diffmamba::conformance
