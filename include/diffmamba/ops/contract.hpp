@@ -2,7 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include "diffmamba/tensor/tensor.hpp"  // View, require_shape
+#include "diffmamba/tensor/channel_view.hpp"  // ChannelView
+#include "diffmamba/tensor/tensor.hpp"        // View, require_shape
 
 // What the contracts of operators check in common.
 namespace diffmamba {
@@ -31,6 +32,31 @@ void require_operand(const char* op, const char* name, const RequiredView<T, Ran
   require_shape(op, name, view, expected);
   require_dense_rows(op, name, view);
   require(view || view.size() == 0, op, ": ", name, ", ", view.extents(), ", has no memory");
+}
+
+/// Into how many pieces a kernel cuts the channels: the most that any operand has.
+template <class... Views>
+Index most_paths(const Views&... views) {
+  Index most = 1;
+  ((most = views && views.paths() > most ? views.paths() : most), ...);
+  return most;
+}
+
+/// The same as above for channels in pieces: every operand has one piece or `paths` of them.
+template <class T, class D>
+void require_operand(const char* op, const char* name, const ChannelView<T, D>& view, const Extents<3>& expected,
+                     Index paths) {
+  if (!view) return;
+  if (!(view.extents() == expected)) fail(op, ": ", name, " has the shape ", view.extents(), ", expected ", expected);
+  require_dense_rows(op, name, view.pieces());
+  require(view.paths() == 1 || view.paths() == paths, op, ": the channels of ", name, " lie in ", view.paths(),
+          " pieces, those of another operand in ", paths);
+}
+template <class T, class D>
+void require_operand(const char* op, const char* name, const RequiredChannelView<T, D>& view,
+                     const Extents<3>& expected, Index paths) {
+  require(view || expected.size() == 0, op, ": ", name, " is absent");
+  require_operand<T, D>(op, name, static_cast<const ChannelView<T, D>&>(view), expected, paths);
 }
 
 /// Saved tensors keep their memory from one call to the next; only another shape takes new memory from the arena.

@@ -5,6 +5,7 @@
 #include "diffmamba/core/gradient_mode.hpp"
 #include "diffmamba/device/workspace.hpp"
 #include "diffmamba/ops/contract.hpp"  // require_operand
+#include "diffmamba/tensor/channel_view.hpp"
 
 /// Causal depthwise convolution: every channel has a filter of its own, which sees the present and the width - 1 inputs
 /// before it,
@@ -26,7 +27,7 @@ struct Options {
 
 template <class T, Device DeviceType = cpu>
 struct Inputs {
-  RequiredView<const T, 3, DeviceType> x;                         // (batch, length, channels)
+  RequiredChannelView<const T, DeviceType> x;                     // (batch, length, channels)
   RequiredView<const accumulate_t<T>, 2, DeviceType> weight;      // (channels, width), width >= 1
   View<const accumulate_t<T>, 1, DeviceType> bias = {};           // (channels)
   View<const accumulate_t<T>, 3, DeviceType> initial_state = {};  // (batch, channels, width - 1), else 0
@@ -34,8 +35,8 @@ struct Inputs {
 
 /// Where forward writes.
 template <class T, Device DeviceType = cpu>
-struct Outputs {
-  RequiredView<T, 3, DeviceType> out;                     // (batch, length, channels)
+struct OutputViews {
+  RequiredChannelView<T, DeviceType> out;                 // (batch, length, channels)
   View<accumulate_t<T>, 3, DeviceType> final_state = {};  // (batch, channels, width - 1)
 };
 
@@ -46,9 +47,9 @@ struct Saved {
   Options options;
 };
 
-/// What the returning form of forward returns.
+/// What forward returns.
 template <class T, Device DeviceType = cpu>
-struct Result {
+struct Outputs {
   Tensor<T, 3, DeviceType> out;                        // (batch, length, channels)
   Tensor<accumulate_t<T>, 3, DeviceType> final_state;  // (batch, channels, width - 1)
   Saved<T, DeviceType> saved;
@@ -57,7 +58,7 @@ struct Result {
 /// dL/d(output). An absent one is zero.
 template <class T, Device DeviceType = cpu>
 struct OutputGradients {
-  View<const T, 3, DeviceType> dout = {};                        // (batch, length, channels)
+  ChannelView<const T, DeviceType> dout = {};                    // (batch, length, channels)
   View<const accumulate_t<T>, 3, DeviceType> dfinal_state = {};  // (batch, channels, width - 1)
 };
 
@@ -74,7 +75,7 @@ struct Gradients {
 /// dweight and dbias.
 template <class T, Device DeviceType = cpu>
 struct GradientViews {
-  View<T, 3, DeviceType> dx = {};
+  ChannelView<T, DeviceType> dx = {};
   View<accumulate_t<T>, 2, DeviceType> dweight = {};
   View<accumulate_t<T>, 1, DeviceType> dbias = {};
   View<accumulate_t<T>, 3, DeviceType> dinitial_state = {};
@@ -88,7 +89,7 @@ struct GradientViews {
 ///   S. The caller advances cache_seqlens.
 template <class T, Device DeviceType = cpu>
 struct StepInputs {
-  RequiredView<const T, 3, DeviceType> x;                     // (batch, tokens, channels)
+  RequiredChannelView<const T, DeviceType> x;                 // (batch, tokens, channels)
   RequiredView<const accumulate_t<T>, 2, DeviceType> weight;  // (channels, width)
   View<const accumulate_t<T>, 1, DeviceType> bias = {};       // (channels)
   View<const Index, 1, DeviceType> cache_seqlens = {};        // (batch), >= 0
@@ -101,7 +102,7 @@ void check(const Inputs<T, DeviceType>& in) {
   constexpr const char* op = "causal_conv1d";
   const Index batch = in.x.extent(0), channels = in.x.extent(2), width = in.weight.extent(1);
   require(width >= 1, op, ": weight is ", in.weight.extents(), "; the width must be 1 or more");
-  require_dense_rows(op, "x", in.x);
+  require_dense_rows(op, "x", in.x.pieces());
   require(in.weight.extent(0) == channels, op, ": weight is for ", in.weight.extent(0), " channels but x has ",
           channels, " (weight: ", in.weight.extents(), ", x: ", in.x.extents(), ")");
   require_dense_rows(op, "weight", in.weight);
@@ -110,9 +111,9 @@ void check(const Inputs<T, DeviceType>& in) {
 }
 
 template <class T, Device DeviceType>
-void check(const Inputs<T, DeviceType>& in, const Outputs<T, DeviceType>& outputs) {
+void check(const Inputs<T, DeviceType>& in, const OutputViews<T, DeviceType>& outputs) {
   check(in);
-  require_operand("causal_conv1d", "out", outputs.out, in.x.extents());
+  require_operand("causal_conv1d", "out", outputs.out, in.x.extents(), most_paths(in.x, outputs.out));
   require_operand("causal_conv1d", "final_state", outputs.final_state,
                   Extents{in.x.extent(0), in.x.extent(2), in.weight.extent(1) - 1});
 }
@@ -122,10 +123,12 @@ void check(const Inputs<T, DeviceType>& in, const OutputGradients<T, DeviceType>
            const GradientViews<T, DeviceType>& gradients) {
   constexpr const char* op = "causal_conv1d";
   const Extents state{in.x.extent(0), in.x.extent(2), in.weight.extent(1) - 1};
+  const Index paths = most_paths(in.x, upstream.dout, gradients.dx);
   check(in);
-  require_operand(op, "dout", upstream.dout, in.x.extents());
+  require_operand(op, "x", in.x, in.x.extents(), paths);
+  require_operand(op, "dout", upstream.dout, in.x.extents(), paths);
   require_operand(op, "dfinal_state", upstream.dfinal_state, state);
-  require_operand(op, "dx", gradients.dx, in.x.extents());
+  require_operand(op, "dx", gradients.dx, in.x.extents(), paths);
   require_operand(op, "dweight", gradients.dweight, in.weight.extents());
   require_operand(op, "dbias", gradients.dbias, Extents{in.x.extent(2)});
   require_operand(op, "dinitial_state", gradients.dinitial_state, state);
@@ -133,11 +136,11 @@ void check(const Inputs<T, DeviceType>& in, const OutputGradients<T, DeviceType>
 
 template <class T, Device DeviceType>
 void check(const StepInputs<T, DeviceType>& in, const View<accumulate_t<T>, 3, DeviceType>& conv_state,
-           const View<T, 3, DeviceType>& out) {
+           const ChannelView<T, DeviceType>& out) {
   constexpr const char* op = "causal_conv1d::step";
   const Index batch = in.x.extent(0), channels = in.x.extent(2), width = in.weight.extent(1);
   require(width >= 1, op, ": weight is ", in.weight.extents(), "; the width must be 1 or more");
-  require_dense_rows(op, "x", in.x);
+  require_operand(op, "x", in.x, in.x.extents(), most_paths(in.x, out));
   require_operand(op, "weight", in.weight, Extents{channels, width});
   require_operand(op, "bias", in.bias, Extents{channels});
   require_operand(op, "cache_seqlens", in.cache_seqlens, Extents{batch});
@@ -147,12 +150,11 @@ void check(const StepInputs<T, DeviceType>& in, const View<accumulate_t<T>, 3, D
   require(in.conv_state_indices || conv_state.extent(0) == batch, op, ": conv_state has ", conv_state.extent(0),
           " slots for a batch of ", batch, "; give conv_state_indices");
   require_dense_rows(op, "conv_state", conv_state);
-  require_shape(op, "out", out, in.x.extents());
-  require_dense_rows(op, "out", out);
+  require_operand(op, "out", out, in.x.extents(), most_paths(in.x, out));
 }
 
 // causal_conv1d_forward.hpp
-//   Result forward(in, options = {});
+//   Outputs forward(in, options = {});
 //   void forward(in, options, outputs, Saved* saved, workspace);            saved null: inference
 // causal_conv1d_backward.hpp
 //   Gradients backward(in, saved, {.dout = ..., .dfinal_state = ...});

@@ -36,7 +36,7 @@ struct Inputs {
 
 /// Where forward writes.
 template <class T, Device DeviceType = cpu>
-struct Outputs {
+struct OutputViews {
   RequiredView<T, 3, DeviceType> out;  // (batch, length, channels)
 };
 
@@ -48,7 +48,7 @@ struct Saved {
 };
 
 template <class T, Device DeviceType = cpu>
-struct Result {
+struct Outputs {
   Tensor<T, 3, DeviceType> out;
   Saved<T, DeviceType> saved;
 };
@@ -99,7 +99,7 @@ void check(const Inputs<T, DeviceType>& in, const Options& options) {
 }
 
 template <class T, Device DeviceType>
-void check(const Inputs<T, DeviceType>& in, const Options& options, const Outputs<T, DeviceType>& outputs) {
+void check(const Inputs<T, DeviceType>& in, const Options& options, const OutputViews<T, DeviceType>& outputs) {
   check(in, options);
   require_operand("differential_combine", "out", outputs.out, in.y1.extents());
 }
@@ -125,7 +125,7 @@ void check(const Inputs<T, DeviceType>& in, const Options& options, const Output
 //   void lambda_forward(form, lambda_init, lambda_inputs, lambda);
 //   void lambda_backward(form, lambda_inputs, dlambda, lambda_gradients, mode = GradientMode::assign);
 // differential_combine_forward.hpp
-//   Result forward(in, options = {});
+//   Outputs forward(in, options = {});
 //   void forward(in, options, outputs, Saved* saved);                       saved null: inference
 // differential_combine_backward.hpp
 //   Gradients backward(in, saved, {.dout = ...});

@@ -15,7 +15,7 @@ using gated_rms_norm::GradientViews;
 using gated_rms_norm::Inputs;
 using gated_rms_norm::Options;
 using gated_rms_norm::OutputGradients;
-using gated_rms_norm::Outputs;
+using gated_rms_norm::OutputViews;
 
 /// Mean and 1 / sqrt(var + eps) of each group: 8 bytes per token and group (16 in double).
 template <class T, Device DeviceType = cpu>
@@ -26,13 +26,13 @@ struct Saved {
 };
 
 template <class T, Device DeviceType = cpu>
-struct Result {
+struct Outputs {
   Tensor<T, 3, DeviceType> out;
   Saved<T, DeviceType> saved;
 };
 
 // gated_layer_norm_forward.hpp
-//   Result forward(in, options = {});
+//   Outputs forward(in, options = {});
 //   void forward(in, options, outputs, Saved* saved);                       saved null: inference
 // gated_layer_norm_backward.hpp
 //   Gradients backward(in, saved, {.dout = ...});

@@ -17,7 +17,7 @@ using rms_norm::GradientViews;
 using rms_norm::Inputs;
 using rms_norm::Options;
 using rms_norm::OutputGradients;
-using rms_norm::Outputs;
+using rms_norm::OutputViews;
 
 /// Mean and 1 / sqrt(var + eps) of each row: 8 bytes per token (16 in double).
 template <class T, Device DeviceType = cpu>
@@ -28,7 +28,7 @@ struct Saved {
 };
 
 template <class T, Device DeviceType = cpu>
-struct Result {
+struct Outputs {
   Tensor<T, 3, DeviceType> out;
   Tensor<accumulate_t<T>, 3, DeviceType> residual_out;
   Tensor<T, 3, DeviceType> out1;
@@ -36,7 +36,7 @@ struct Result {
 };
 
 // layer_norm_forward.hpp
-//   Result forward(in, options = {});
+//   Outputs forward(in, options = {});
 //   void forward(in, options, outputs, Saved* saved);                       saved null: inference
 // layer_norm_backward.hpp
 //   Gradients backward(in, saved, {.dout = ..., .dresidual_out = ...});

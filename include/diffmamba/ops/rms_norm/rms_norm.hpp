@@ -36,7 +36,7 @@ struct Inputs {
 
 /// Where forward writes. residual_out may be the memory of residual, and out that of x.
 template <class T, Device DeviceType = cpu>
-struct Outputs {
+struct OutputViews {
   RequiredView<T, 3, DeviceType> out;                      // (batch, length, channels)
   View<T, 3, DeviceType> out1 = {};                        // (batch, length, channels), with weight1
   View<accumulate_t<T>, 3, DeviceType> residual_out = {};  // (batch, length, channels): r
@@ -49,10 +49,10 @@ struct Saved {
   Tensor<accumulate_t<T>, 2, DeviceType> rstd = {};  // (batch, length)
 };
 
-/// What the returning form of forward returns; out1 without weight1 and residual_out without prenorm are empty.
+/// What forward returns; out1 without weight1 and residual_out without prenorm are empty.
 /// `auto [out, residual_out, out1, saved] = rms_norm::forward(in, {.prenorm = true});`
 template <class T, Device DeviceType = cpu>
-struct Result {
+struct Outputs {
   Tensor<T, 3, DeviceType> out;
   Tensor<accumulate_t<T>, 3, DeviceType> residual_out;
   Tensor<T, 3, DeviceType> out1;
@@ -107,7 +107,7 @@ void check(const Inputs<T, DeviceType>& in, const Options& options, const char* 
 }
 
 template <class T, Device DeviceType>
-void check(const Inputs<T, DeviceType>& in, const Options& options, const Outputs<T, DeviceType>& outputs,
+void check(const Inputs<T, DeviceType>& in, const Options& options, const OutputViews<T, DeviceType>& outputs,
            const char* op = "rms_norm") {
   check(in, options, op);
   require_operand(op, "out", outputs.out, in.x.extents());
@@ -139,7 +139,7 @@ void check(const Inputs<T, DeviceType>& in, const Options& options, const Output
 }
 
 // rms_norm_forward.hpp
-//   Result forward(in, options = {});
+//   Outputs forward(in, options = {});
 //   void forward(in, options, outputs, Saved* saved);                       saved null: inference
 // rms_norm_backward.hpp
 //   Gradients backward(in, saved, {.dout = ..., .dresidual_out = ...});
