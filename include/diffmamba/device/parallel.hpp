@@ -2,8 +2,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <atomic>     // std::atomic_flag
-#include <exception>  // std::exception_ptr
+#include <atomic>       // std::atomic_flag
+#include <exception>    // std::exception_ptr
+#include <type_traits>  // std::is_invocable_v
 
 #if defined(_OPENMP)
 #include <omp.h>
@@ -43,8 +44,17 @@ class Threads {
 /// Calls work(tile) for every tile in [0, tiles), on several threads where there are any. The tiling is the caller's and
 /// must follow from the shapes alone, never from the number of threads: then the result has the same bits on any number
 /// of them. Tiles must not write to the same element. The first exception thrown by a tile is thrown again here.
+///
+/// work(tile, worker) is told who works, 0 <= worker < max_threads() as it was before the loop: for scratch memory that
+/// one tile after another uses, which no result may depend on.
 template <class Work>
 void parallel_for(Index tiles, Work&& work) {
+  const auto call = [&work](Index tile, [[maybe_unused]] int worker) {
+    if constexpr (std::is_invocable_v<Work&, Index, int>)
+      work(tile, worker);
+    else
+      work(tile);
+  };
 #if defined(_OPENMP)
   const int threads = max_threads();
   if (threads > 1 && tiles > 1) {
@@ -53,7 +63,7 @@ void parallel_for(Index tiles, Work&& work) {
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
     for (Index tile = 0; tile < tiles; ++tile) {
       try {
-        work(tile);
+        call(tile, omp_get_thread_num());
       } catch (...) {
         if (!caught.test_and_set()) error = std::current_exception();
       }
@@ -62,7 +72,7 @@ void parallel_for(Index tiles, Work&& work) {
     return;
   }
 #endif
-  for (Index tile = 0; tile < tiles; ++tile) work(tile);
+  for (Index tile = 0; tile < tiles; ++tile) call(tile, 0);
 }
 
 /// Number of tiles of `tile` elements that cover `size`.
