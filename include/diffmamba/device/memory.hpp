@@ -2,109 +2,69 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <cstddef>  // std::size_t, std::byte
-#include <map>      // std::multimap
-#include <mutex>    // std::mutex
-#include <new>      // operator new, std::align_val_t
+#include <algorithm>    // std::fill_n
+#include <cstring>      // std::memcpy
+#include <new>          // operator new, std::align_val_t
+#include <type_traits>  // std::is_same_v
 
-#include "diffmamba/core/config.hpp"
+#include "diffmamba/device/caching_arena.hpp"
+#include "diffmamba/device/cuda.hpp"
 #include "diffmamba/device/device.hpp"
 
 namespace diffmamba {
 
-/// Where memory of a device comes from: blocks aligned to 64 bytes, and kept for reuse when they are given back, so that
-/// a loop that takes the same sizes again and again (a training step) allocates only the first time and never pays for
-/// fresh pages. Thread-safe. `release` gives the unused blocks back to the system.
-template <class Device>
-class Arena;
-
-template <>
-class Arena<cpu> {
- public:
+/// Memory of the host, aligned for the widest vectors and a cache line.
+struct HostMemory {
   static constexpr std::size_t alignment = 64;
-
-  Arena() = default;
-  Arena(const Arena&) = delete;
-  Arena& operator=(const Arena&) = delete;
-  ~Arena() { release(); }
-
-  /// At least one block even for zero bytes: the pointer of an empty tensor is never null.
-  void* allocate(std::size_t bytes) {
-    const std::size_t size = rounded(bytes);
-    {
-      const std::lock_guard lock(mutex_);
-      // Best fit, wasting at most an eighth.
-      if (const auto found = free_.lower_bound(size); found != free_.end() && found->first <= size + size / 8) {
-        void* block = found->second;
-        in_use_.emplace(block, found->first);
-        bytes_in_use_ += found->first;
-        peak_ = peak_ < bytes_in_use_ ? bytes_in_use_ : peak_;
-        free_.erase(found);
-        return block;
-      }
-    }
-    void* block = ::operator new(size, std::align_val_t{alignment});
-    const std::lock_guard lock(mutex_);
-    in_use_.emplace(block, size);
-    bytes_in_use_ += size;
-    peak_ = peak_ < bytes_in_use_ ? bytes_in_use_ : peak_;
-    ++system_allocations_;
-    return block;
+  struct Place {
+    auto operator<=>(const Place&) const = default;
+  };
+  static Place here() { return {}; }
+  static void* allocate(std::size_t bytes, Place) { return ::operator new (bytes, std::align_val_t{alignment}); }
+  static void release(void* block, std::size_t, Place) noexcept {
+    ::operator delete (block, std::align_val_t{alignment});
   }
-
-  void deallocate(void* block) noexcept {
-    if (block == nullptr) return;
-    const std::lock_guard lock(mutex_);
-    const auto found = in_use_.find(block);
-    bytes_in_use_ -= found->second;
-    free_.emplace(found->second, block);
-    in_use_.erase(found);
-  }
-
-  /// Gives every unused block back to the system.
-  void release() noexcept {
-    const std::lock_guard lock(mutex_);
-    for (const auto& [size, block] : free_) ::operator delete(block, std::align_val_t{alignment});
-    free_.clear();
-  }
-
-  std::size_t bytes_in_use() const {
-    const std::lock_guard lock(mutex_);
-    return bytes_in_use_;
-  }
-  /// Largest bytes_in_use since the last reset_peak.
-  std::size_t peak_bytes() const {
-    const std::lock_guard lock(mutex_);
-    return peak_;
-  }
-  void reset_peak() {
-    const std::lock_guard lock(mutex_);
-    peak_ = bytes_in_use_;
-  }
-  /// How often the system was asked; constant in a steady state.
-  std::size_t system_allocations() const {
-    const std::lock_guard lock(mutex_);
-    return system_allocations_;
-  }
-
- private:
-  static std::size_t rounded(std::size_t bytes) {
-    const std::size_t unit = bytes < 4096 ? 64 : 4096;
-    return bytes == 0 ? unit : (bytes + unit - 1) / unit * unit;
-  }
-
-  mutable std::mutex mutex_;
-  std::multimap<std::size_t, void*> free_;
-  std::map<void*, std::size_t> in_use_;
-  std::size_t bytes_in_use_ = 0, peak_ = 0, system_allocations_ = 0;
 };
+
+/// Memory of a GPU, taken and given back in the order of the caller's current stream. A tensor that another stream uses
+/// must live until that stream is done with it.
+struct CudaMemory {
+  static constexpr std::size_t alignment = 256;
+  using Place = cuda_runtime::Stream;
+  static Place here() { return cuda_runtime::current_stream(); }
+  static void* allocate(std::size_t bytes, Place place) { return cuda_runtime::allocate(bytes, place); }
+  static void release(void* block, std::size_t bytes, Place place) noexcept {
+    cuda_runtime::release(block, bytes, place);
+  }
+};
+
+template <class DeviceType>
+using Arena = CachingArena<std::conditional_t<std::is_same_v<DeviceType, cpu>, HostMemory, CudaMemory>>;
 
 /// The arena that tensors take their memory from. It lives as long as the process, so that a tensor with static storage
 /// duration can still be destroyed.
-template <class Device = cpu>
-Arena<Device>& arena() {
-  static Arena<Device>& instance = *new Arena<Device>;
+template <class DeviceType = cpu>
+Arena<DeviceType>& arena() {
+  static Arena<DeviceType>& instance = *new Arena<DeviceType>;
   return instance;
+}
+
+/// Raw elements of a device: what tensors are made, copied and filled with.
+template <class T>
+void fill_elements(cpu, T* data, Index count, T value) {
+  std::fill_n(data, count, value);
+}
+template <class T>
+void fill_elements(cuda, T* data, Index count, T value) {
+  cuda_runtime::fill(data, count, value);
+}
+template <class T>
+void copy_elements(cpu, const T* from, T* to, Index count) {
+  if (count > 0) std::memcpy(static_cast<void*>(to), from, static_cast<std::size_t>(count) * sizeof(T));
+}
+template <class T>
+void copy_elements(cuda, const T* from, T* to, Index count) {
+  cuda_runtime::copy_bytes(from, to, static_cast<std::size_t>(count) * sizeof(T));
 }
 
 }  // namespace diffmamba

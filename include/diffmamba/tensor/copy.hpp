@@ -59,18 +59,49 @@ void copy(const View<From, Rank, cpu>& from, const View<To, Rank, cpu>& to) {
   }
 }
 
+/// The same between views on one GPU, in the order of the current stream. Defined in tensor/copy.cuh.
+template <class From, class To, int Rank>
+void copy(const View<From, Rank, cuda>& from, const View<To, Rank, cuda>& to);
+
+/// Between the host and a GPU. What is not dense, or changes its type, is first made dense where it comes from, or
+/// written through a dense copy where it goes. Returns when the host's side is done with.
+template <class From, class To, int Rank, Device FromDevice, Device ToDevice>
+requires(!std::is_same_v<FromDevice, ToDevice>) void copy(const View<From, Rank, FromDevice>& from,
+                                                          const View<To, Rank, ToDevice>& to) {
+  static_assert(!std::is_const_v<To>, "copy: the target cannot be written");
+  require(from.extents() == to.extents(), "copy: from ", from.extents(), " to ", to.extents());
+  if (from.size() == 0) return;
+  if (std::is_same_v<std::remove_const_t<From>, To> && from.contiguous()) {
+    if (to.contiguous()) {
+      cuda_runtime::copy_bytes(from.data(), to.data(), static_cast<std::size_t>(from.size()) * sizeof(To));
+    } else {
+      auto arrived = Tensor<To, Rank, ToDevice>::uninitialized(from.extents());
+      cuda_runtime::copy_bytes(from.data(), arrived.data(), static_cast<std::size_t>(from.size()) * sizeof(To));
+      copy(arrived.view(), to);
+    }
+    return;
+  }
+  auto dense = Tensor<To, Rank, FromDevice>::uninitialized(from.extents());
+  copy(from, dense.view());
+  copy(View<const To, Rank, FromDevice>(dense.view()), to);
+}
+
 /// Copies anything that converts to views: copy(tensor, other_tensor), copy(view, tensor).
 template <class From, class To>
-  requires requires(From& from, To& to) {
-    from.extents();
-    to.extents();
-    typename std::remove_cvref_t<To>::device_type;
-  }
+requires requires(From& from, To& to) {
+  from.extents();
+  to.extents();
+  typename std::remove_cvref_t<To>::device_type;
+}
 void copy(From&& from, To&& to) {
   using FromView = std::remove_cvref_t<From>;
   using ToView = std::remove_cvref_t<To>;
-  constexpr bool from_is_view = requires { typename FromView::element_type; };
-  constexpr bool to_is_view = requires { typename ToView::element_type; };
+  constexpr bool from_is_view = requires {
+    typename FromView::element_type;
+  };
+  constexpr bool to_is_view = requires {
+    typename ToView::element_type;
+  };
   if constexpr (from_is_view && to_is_view)
     copy<typename FromView::element_type, typename ToView::element_type, FromView::rank>(from, to);
   else if constexpr (from_is_view)
@@ -91,6 +122,18 @@ Tensor<To, Rank> to_tensor(const View<From, Rank, cpu>& from) {
 template <class From, int Rank>
 Tensor<std::remove_const_t<From>, Rank> to_tensor(const View<From, Rank, cpu>& from) {
   return to_tensor<std::remove_const_t<From>>(from);
+}
+
+/// The same tensor on another device: to<cuda>(x), to<cpu>(y).
+template <Device To, class T, int Rank, Device From>
+Tensor<std::remove_const_t<T>, Rank, To> to(const View<T, Rank, From>& from) {
+  auto result = Tensor<std::remove_const_t<T>, Rank, To>::uninitialized(from.extents());
+  copy(from, result.view());
+  return result;
+}
+template <Device To, class T, int Rank, Device From>
+Tensor<T, Rank, To> to(const Tensor<T, Rank, From>& from) {
+  return to<To>(from.view());
 }
 
 }  // namespace diffmamba

@@ -2,8 +2,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <algorithm>    // std::copy_n, std::fill_n
-#include <cstring>      // std::memcpy
 #include <type_traits>  // std::is_trivially_copyable_v
 #include <utility>      // std::exchange
 
@@ -21,8 +19,6 @@ inline constexpr bool is_expression = false;
 /// tensor is empty. Converts to a View wherever one is taken.
 template <class T, int Rank, Device DeviceType = cpu>
 class Tensor {
-  static_assert(std::is_same_v<DeviceType, cpu>,
-                "diffmamba: tensors on this device are not implemented in this version");
   static_assert(!std::is_const_v<T> && std::is_trivially_copyable_v<T>, "Tensor holds plain, writable elements");
 
  public:
@@ -53,7 +49,7 @@ class Tensor {
   Tensor(const Tensor& other) : Tensor() {
     if (other.data_ == nullptr) return;
     *this = uninitialized(other.extents_);
-    std::memcpy(static_cast<void*>(data_), other.data_, static_cast<std::size_t>(size()) * sizeof(T));
+    copy_elements(DeviceType{}, other.data_, data_, size());
   }
   Tensor(Tensor&& other) noexcept
       : data_(std::exchange(other.data_, nullptr)), extents_(std::exchange(other.extents_, {})) {}
@@ -108,7 +104,7 @@ class Tensor {
     return view()(index...);
   }
 
-  void fill(T value) { std::fill_n(data_, size(), value); }
+  void fill(T value) { fill_elements(DeviceType{}, data_, size(), value); }
 
   template <int Axis>
   auto slice(Index begin, Index end) {

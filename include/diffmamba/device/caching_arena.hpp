@@ -1,0 +1,116 @@
+// SPDX-FileCopyrightText: 2026 The diffmamba authors
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <compare>  // operator<=>
+#include <cstddef>  // std::size_t
+#include <map>      // std::map, std::multimap
+#include <mutex>    // std::mutex
+
+#include "diffmamba/core/config.hpp"
+
+namespace diffmamba {
+
+/// Blocks of memory, kept for reuse when they are given back, so that a loop which takes the same sizes again and again
+/// (a training step) asks the system only the first time and never pays for fresh pages. Thread-safe.
+///
+/// `Source` is where blocks come from: `Place` says where the caller works (nothing on the CPU; device and stream on a
+/// GPU, so that a block is only reused in the order of the stream that used it before), `here()`, `allocate(bytes,
+/// place)` and `release(block, bytes, place)`.
+template <class Source>
+class CachingArena {
+ public:
+  using Place = typename Source::Place;
+
+  CachingArena() = default;
+  CachingArena(const CachingArena&) = delete;
+  CachingArena& operator=(const CachingArena&) = delete;
+  ~CachingArena() { release(); }
+
+  /// At least one block even for zero bytes: the pointer of an empty tensor is never null.
+  void* allocate(std::size_t bytes) {
+    const std::size_t size = rounded(bytes);
+    const Place place = Source::here();
+    {
+      const std::lock_guard lock(mutex_);
+      // Best fit, wasting at most an eighth.
+      auto& blocks = free_[place];
+      if (const auto found = blocks.lower_bound(size); found != blocks.end() && found->first <= size + size / 8) {
+        void* block = found->second;
+        note_use(block, found->first, place);
+        blocks.erase(found);
+        return block;
+      }
+    }
+    void* block = nullptr;
+    try {
+      block = Source::allocate(size, place);
+    } catch (...) {  // out of memory: what lies unused may be of the wrong sizes
+      release();
+      block = Source::allocate(size, place);
+    }
+    const std::lock_guard lock(mutex_);
+    note_use(block, size, place);
+    ++system_allocations_;
+    return block;
+  }
+
+  void deallocate(void* block) noexcept {
+    if (block == nullptr) return;
+    const std::lock_guard lock(mutex_);
+    const auto found = in_use_.find(block);
+    bytes_in_use_ -= found->second.size;
+    free_[found->second.place].emplace(found->second.size, block);
+    in_use_.erase(found);
+  }
+
+  /// Gives every unused block back to the system.
+  void release() noexcept {
+    const std::lock_guard lock(mutex_);
+    for (const auto& [place, blocks] : free_)
+      for (const auto& [size, block] : blocks) Source::release(block, size, place);
+    free_.clear();
+  }
+
+  std::size_t bytes_in_use() const {
+    const std::lock_guard lock(mutex_);
+    return bytes_in_use_;
+  }
+  /// Largest bytes_in_use since the last reset_peak.
+  std::size_t peak_bytes() const {
+    const std::lock_guard lock(mutex_);
+    return peak_;
+  }
+  void reset_peak() {
+    const std::lock_guard lock(mutex_);
+    peak_ = bytes_in_use_;
+  }
+  /// How often the system was asked; constant in a steady state.
+  std::size_t system_allocations() const {
+    const std::lock_guard lock(mutex_);
+    return system_allocations_;
+  }
+
+ private:
+  struct Use {
+    std::size_t size;
+    Place place;
+  };
+
+  static std::size_t rounded(std::size_t bytes) {
+    const std::size_t unit = bytes < 4096 ? Source::alignment : 4096;
+    return bytes == 0 ? unit : (bytes + unit - 1) / unit * unit;
+  }
+  void note_use(void* block, std::size_t size, const Place& place) {
+    in_use_.emplace(block, Use{size, place});
+    bytes_in_use_ += size;
+    peak_ = peak_ < bytes_in_use_ ? bytes_in_use_ : peak_;
+  }
+
+  mutable std::mutex mutex_;
+  std::map<Place, std::multimap<std::size_t, void*>> free_;
+  std::map<void*, Use> in_use_;
+  std::size_t bytes_in_use_ = 0, peak_ = 0, system_allocations_ = 0;
+};
+
+}  // namespace diffmamba
