@@ -79,13 +79,15 @@ std::string device_name(int device) {
   return name.str();
 }
 
-inline OwnedStream::OwnedStream(int device) {
+template <class Void>
+OwnedStream<Void>::OwnedStream(int device) {
   detail::require_device(device);
   const DeviceScope scope(device);
   stream_.device = device;
   check(cudaStreamCreateWithFlags(&stream_.handle, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
 }
-inline OwnedStream::~OwnedStream() {
+template <class Void>
+OwnedStream<Void>::~OwnedStream() {
   (void)cudaStreamSynchronize(stream_.handle);
   (void)cudaStreamDestroy(stream_.handle);
 }

@@ -52,6 +52,7 @@ class StreamScope {
 };
 
 /// A stream of one's own, waited for and destroyed at the end.
+template <class = void>
 class OwnedStream {
  public:
   explicit OwnedStream(int device = 0);
