@@ -171,35 +171,38 @@ class Case {
   void check(const std::string& name, const Tensor<T, Rank>& got) {
     check(name, got.view());
   }
-  /// Axes of one element aside, the shapes must agree; the elements follow one another in the same order.
+  /// Only the number of elements must agree; they follow one another in the same order.
   template <class T, int Rank>
-  void check_flat(const std::string& name, const View<T, Rank>& got) {
+  void check_elements(const std::string& name, const View<T, Rank>& got) {
     Comparison result{.name = name};
     known_.insert(name);
-    std::vector<Index> want, have;
-    for (Index extent : has(name) ? shape(name) : want)
-      if (extent != 1) want.push_back(extent);
-    for (int axis = 0; axis < Rank; ++axis)
-      if (got.extent(axis) != 1) have.push_back(got.extent(axis));
     if (!has(name))
       result.mistake = "was computed but is not in the file";
-    else if (want != have)
-      result.mistake =
-          "has the shape " + detail::print_shape(shape(name)) + ", computed was " + detail::print_shape(have);
+    else if (file_.info(name).size() != got.size())
+      result.mistake = "has the shape " + detail::print_shape(shape(name)) + ", computed were " +
+                       std::to_string(got.size()) + " elements";
     else
       compare(result, to_tensor(got));
     comparisons_.push_back(result);
+  }
+  template <class T, int Rank>
+  void check_elements(const std::string& name, const Tensor<T, Rank>& got) {
+    check_elements(name, got.view());
   }
   template <class T>
   void check(const std::string& name, T got) requires(std::is_arithmetic_v<T>) {
     Tensor<T, 0> scalar = Tensor<T, 0>::uninitialized({});
     *scalar.data() = got;
-    check_flat(name, scalar.view());
+    check_elements(name, scalar);
   }
-  /// Only if the file expects it.
+  /// A gradient, if the file expects it: it does not for an absent input, and for some that are constants.
   template <class Value>
-  void check_if(const std::string& name, const Value& got) {
-    if (has(name)) check(name, got);
+  void gradient(const std::string& argument, const Value& got) {
+    if (has("grad." + argument)) check("grad." + argument, got);
+  }
+  template <class T, int Rank>
+  void gradient_elements(const std::string& argument, const Tensor<T, Rank>& got) {
+    if (has("grad." + argument)) check_elements("grad." + argument, got);
   }
   void mistake(const std::string& name, const std::string& what) {
     comparisons_.push_back({.name = name, .mistake = what});
@@ -270,6 +273,14 @@ class Case {
   std::set<std::string> known_;
   std::vector<Comparison> comparisons_;
 };
+
+/// "silu" (or "swish", its other name) or null.
+inline bool silu_activation(Case& golden, const char* key = "activation") {
+  const std::string name = golden.text(key, "");
+  require(name.empty() || name == "silu" || name == "swish", "attribute ", key, " is \"", name,
+          "\", expected silu or null");
+  return !name.empty();
+}
 
 /// (batch, channels, length) of the golden files <-> (batch, length, channels) of the library.
 template <class T>

@@ -7,4 +7,6 @@ const void* arena_seen_here();
 }
 
 // Inline variables and function-local statics are one object in the whole program.
-int main() { return two::arena_seen_here() == &diffmamba::arena<diffmamba::cpu>() ? 0 : 1; }
+int main() {
+  return two::arena_seen_here() == &diffmamba::arena<diffmamba::cpu>() ? 0 : 1;
+}

@@ -4,5 +4,7 @@
 
 namespace two {
 const void* arena_seen_here();
-const void* arena_seen_here() { return &diffmamba::arena<diffmamba::cpu>(); }
+const void* arena_seen_here() {
+  return &diffmamba::arena<diffmamba::cpu>();
+}
 }  // namespace two

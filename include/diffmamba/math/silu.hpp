@@ -7,16 +7,16 @@
 namespace diffmamba {
 
 /// silu(x) = x sigmoid(x), also called swish.
-template <std::floating_point T>
-DIFFMAMBA_HOST_DEVICE inline T silu(T x) {
-  return x * sigmoid(x);
+template <Real V>
+DIFFMAMBA_HOST_DEVICE inline V silu(V x) {
+  return x / (V(1) + exp(-x));
 }
 
 /// d silu / dx = s (1 + x (1 - s)), s = sigmoid(x)
-template <std::floating_point T>
-DIFFMAMBA_HOST_DEVICE inline T silu_derivative(T x) {
-  const T s = sigmoid(x);
-  return s * (T(1) + x * (T(1) - s));
+template <Real V>
+DIFFMAMBA_HOST_DEVICE inline V silu_derivative(V x) {
+  const V s = sigmoid(x);
+  return s * (V(1) + x * (V(1) - s));
 }
 
 }  // namespace diffmamba

@@ -2,22 +2,21 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <cmath>  // std::log1p
-
+#include "diffmamba/math/log.hpp"      // log1p
 #include "diffmamba/math/sigmoid.hpp"  // sigmoid
 
 namespace diffmamba {
 
 /// softplus(x) = log(1 + e^x); x itself above 20, as in PyTorch.
-template <std::floating_point T>
-DIFFMAMBA_HOST_DEVICE inline T softplus(T x) {
-  return x > T(20) ? x : std::log1p(std::exp(x));
+template <Real V>
+DIFFMAMBA_HOST_DEVICE inline V softplus(V x) {
+  return select(x > V(20), x, log1p(exp(x)));
 }
 
 /// d softplus / dx = sigmoid(x); 1 above 20.
-template <std::floating_point T>
-DIFFMAMBA_HOST_DEVICE inline T softplus_derivative(T x) {
-  return x > T(20) ? T(1) : sigmoid(x);
+template <Real V>
+DIFFMAMBA_HOST_DEVICE inline V softplus_derivative(V x) {
+  return select(x > V(20), V(1), sigmoid(x));
 }
 
 }  // namespace diffmamba
