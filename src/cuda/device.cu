@@ -23,7 +23,7 @@ template void fill(std::int64_t*, Index, std::int64_t);
 template void fill(std::uint8_t*, Index, std::uint8_t);
 }  // namespace cuda_runtime
 
-#define DIFFMAMBA_COPY_RANK(From, To, Rank) \
+#define DIFFMAMBA_COPY_RANK(From, To, Rank)                                             \
   template void copy(const View<const From, Rank, cuda>&, const View<To, Rank, cuda>&); \
   template void copy(const View<From, Rank, cuda>&, const View<To, Rank, cuda>&);
 #define DIFFMAMBA_COPY(From, To)   \
