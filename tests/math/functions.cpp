@@ -148,7 +148,7 @@ TEST_CASE_TEMPLATE("the ends of the number line", T, float, double) {
   CHECK(lane(dm::log(all(T(0)))) == -inf);
   CHECK(std::isnan(lane(dm::log(all(T(-1))))));
   CHECK(lane(dm::log1p(all(inf))) == inf);
-  CHECK(std::abs(lane(dm::log1p(all(T(1e-12)))) / T(1e-12) - 1) < 4 * std::numeric_limits<T>::epsilon());
+  CHECK(std::abs(lane(dm::log1p(all(T(1e-12)))) / std::log1p(T(1e-12)) - 1) < 4 * std::numeric_limits<T>::epsilon());
   CHECK(lane(dm::log1p(all(T(-1)))) == -inf);
   const auto nan_stays = [&](auto f) {
     CHECK(std::isnan(lane(f(all(nan)))));

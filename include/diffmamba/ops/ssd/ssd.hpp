@@ -7,6 +7,7 @@
 
 #include "diffmamba/core/gradient_mode.hpp"
 #include "diffmamba/device/workspace.hpp"
+#include "diffmamba/math/silu.hpp"
 #include "diffmamba/math/softplus.hpp"
 #include "diffmamba/ops/contract.hpp"  // require_operand
 
