@@ -5,6 +5,7 @@
 #include <algorithm>  // std::min, std::max
 #include <cstddef>    // std::size_t
 #include <limits>     // std::numeric_limits
+#include <utility>    // std::index_sequence
 
 #if defined(DIFFMAMBA_BLAS)
 #include <cblas.h>
@@ -96,18 +97,21 @@ void tiles_in_parallel(bool worth_it, Index tiles, Work&& work) {
     for (Index tile = 0; tile < tiles; ++tile) work(tile);
 }
 
-/// How c is cut: tiles of at most 96 x 256 elements or so, of equal size, at least 16 of them where c is large enough.
+/// How c is cut: equal tiles of at most `most_rows` x `most_columns`, at least `least` of them where c is large enough.
+/// Each column of tiles reads all of a again and each row of tiles all of b; `a_cost` is what an element of a costs
+/// then, compared with one of b.
 struct Tiling {
   Index rows, columns;  // of a tile; multiples of the micro-tile
   Index row_tiles, column_tiles;
 
-  Tiling(Index m, Index n, Index unit_rows, Index unit_columns, Index most_rows, Index most_columns,
-         Index least_tiles) {
+  Tiling(Index m, Index n, Index unit_rows, Index unit_columns, Index most_rows, Index most_columns, Index least,
+         Index a_cost) {
     const Index row_units = tiles_of(m, unit_rows), column_units = tiles_of(n, unit_columns);
     row_tiles = tiles_of(m, most_rows);
     column_tiles = tiles_of(n, most_columns);
-    while (row_tiles * column_tiles < least_tiles && (row_tiles < row_units || column_tiles < column_units)) {
-      const bool by_rows = column_tiles >= column_units || (row_tiles < row_units && m * column_tiles >= n * row_tiles);
+    while (row_tiles * column_tiles < least && (row_tiles < row_units || column_tiles < column_units)) {
+      const bool by_rows =
+          column_tiles >= column_units || (row_tiles < row_units && a_cost * m * column_tiles >= n * row_tiles);
       ++(by_rows ? row_tiles : column_tiles);
     }
     rows = tiles_of(row_units, row_tiles) * unit_rows;
@@ -119,32 +123,36 @@ struct Tiling {
 };
 
 /// Few rows: c(i, j) = a(i, :) . b(:, j) with both contiguous. `Rows` rows of a against four columns of b at a time.
-template <class T, int Rows>
-void add_dots(Index k, const T* a, Index a_row, const T* const (&b)[4], T* sums) {
+template <class T, std::size_t... I>
+void add_dots(Index k, const T* a, Index a_row, const T* const (&b)[4], T* sums, std::index_sequence<I...>) {
   using namespace Eigen::internal;
   using Packet = typename Gemm<T>::Packet;
   constexpr int width = Gemm<T>::width;
-  Packet sum[Rows][4];
-  for (int i = 0; i < Rows; ++i)
-    for (int j = 0; j < 4; ++j) sum[i][j] = pset1<Packet>(T(0));
+  Packet sum[sizeof...(I)][4];
+  const auto clear = [](Packet(&s)[4]) { s[0] = s[1] = s[2] = s[3] = pset1<Packet>(T(0)); };
+  (clear(sum[I]), ...);
   Index p = 0;
   for (; p + width <= k; p += width) {
     const Packet b0 = ploadu<Packet>(b[0] + p), b1 = ploadu<Packet>(b[1] + p), b2 = ploadu<Packet>(b[2] + p),
                  b3 = ploadu<Packet>(b[3] + p);
-    for (int i = 0; i < Rows; ++i) {
-      const Packet x = ploadu<Packet>(a + i * a_row + p);
-      sum[i][0] = pmadd(x, b0, sum[i][0]);
-      sum[i][1] = pmadd(x, b1, sum[i][1]);
-      sum[i][2] = pmadd(x, b2, sum[i][2]);
-      sum[i][3] = pmadd(x, b3, sum[i][3]);
-    }
+    const auto add = [&](Packet(&s)[4], const T* row) {
+      const Packet x = ploadu<Packet>(row);
+      s[0] = pmadd(x, b0, s[0]);
+      s[1] = pmadd(x, b1, s[1]);
+      s[2] = pmadd(x, b2, s[2]);
+      s[3] = pmadd(x, b3, s[3]);
+    };
+    (add(sum[I], a + static_cast<Index>(I) * a_row + p), ...);
   }
-  for (int i = 0; i < Rows; ++i)
-    for (int j = 0; j < 4; ++j) {
-      T tail = predux(sum[i][j]);
-      for (Index q = p; q < k; ++q) tail += a[i * a_row + q] * b[j][q];
-      sums[i * 4 + j] += tail;
-    }
+  const auto finish = [&](const Packet(&s)[4], const T* row, T* target) {
+    target[0] += predux(s[0]);
+    target[1] += predux(s[1]);
+    target[2] += predux(s[2]);
+    target[3] += predux(s[3]);
+    for (Index q = p; q < k; ++q)
+      for (int j = 0; j < 4; ++j) target[j] += row[q] * b[j][q];
+  };
+  (finish(sum[I], a + static_cast<Index>(I) * a_row, sums + 4 * I), ...);
 }
 
 template <class T, class A, class B, class C>
@@ -188,9 +196,13 @@ void multiply_few_rows(const Product<T, A, B, C>& product) {
           }
         }
         Index i = 0;
-        for (; i + 4 <= m; i += 4) add_dots<T, 4>(step, a + i * a_row + p, a_row, rows, sums + i * 4);
-        for (; i + 2 <= m; i += 2) add_dots<T, 2>(step, a + i * a_row + p, a_row, rows, sums + i * 4);
-        for (; i < m; ++i) add_dots<T, 1>(step, a + i * a_row + p, a_row, rows, sums + i * 4);
+        const auto add = [&](auto count_of_rows) {
+          add_dots(step, a + i * a_row + p, a_row, rows, sums + i * 4, count_of_rows);
+          i += static_cast<Index>(count_of_rows.size());
+        };
+        while (i + 4 <= m) add(std::make_index_sequence<4>{});
+        while (i + 2 <= m) add(std::make_index_sequence<2>{});
+        while (i < m) add(std::make_index_sequence<1>{});
       }
       for (Index i = 0; i < m; ++i)
         for (int q = 0; q < count; ++q) product.store(i, j + q, sums[i * 4 + q]);
@@ -313,7 +325,10 @@ void multiply_tiles(const Product<T, A, B, C>& product) {
                     packed + (q * panels + panel * depth_now) * G::columns);
         }
       });
-      const Tiling tiling(part.m, part.n, G::rows, G::columns, 96, columns_at_once, parallel ? 16 : 1);
+      // Packing a costs some eight times what reading packed b does.
+      const bool packs_a = !std::is_same_v<A, T> || part.a_column != 1;
+      const Tiling tiling(part.m, part.n, G::rows, G::columns, 96, (packs_a ? 2 : 1) * columns_at_once,
+                          parallel ? 16 : 1, packs_a ? 8 : 1);
       tiles_in_parallel(parallel, tiling.count(), [&](Index tile) {
         const Index i0 = tile % tiling.row_tiles * tiling.rows, j0 = tile / tiling.row_tiles * tiling.columns;
         multiply_tile(part, packed, panels, depth, i0, std::min(i0 + tiling.rows, part.m), j0,
@@ -358,7 +373,7 @@ void multiply_by_blas(const Product<T, T, T, T>& product) {
   make_blas_sequential();
   const bool parallel = product.m * product.n * product.k > serial_operations;
   // cblas packs its operands anew in each tile: few, large tiles.
-  const Tiling tiling(product.m, product.n, 48, 64, 1024, 1024, parallel ? 8 : 1);
+  const Tiling tiling(product.m, product.n, 48, 64, 1024, 1024, parallel ? 8 : 1, 1);
   tiles_in_parallel(parallel, tiling.count(), [&](Index tile) {
     const Index i0 = tile % tiling.row_tiles * tiling.rows, j0 = tile / tiling.row_tiles * tiling.columns;
     const Index i1 = std::min(i0 + tiling.rows, product.m), j1 = std::min(j0 + tiling.columns, product.n);
