@@ -10,19 +10,20 @@
 //   Y = e^{c} (C S) + (G * L) U        L_ts = e^{c_t - c_s} for s <= t; U = dt x
 //   S = e^{c_Q} S + B^T (e^{c_Q - c} U)
 //
-// three products a head, one of them triangular, and keeps its states in cache from chunk to chunk. With chunks of Q steps
-// that is, per token and head, Q P + Q N / heads of a tile + 4 N P floating point operations and Q / 2 exponentials.
+// three products a head, one of them triangular, and keeps its states in cache from chunk to chunk. With chunks of Q
+// steps that is, per token and head, Q P + Q N / heads of a tile + 4 N P floating point operations and Q / 2
+// exponentials.
 namespace diffmamba::ssd {
 namespace detail {
 
 template <class A>
 struct ForwardScratch {
-  A *B, *C;             // (chunk, d_state)
-  A *B_transposed;      // (d_state, chunk)
-  A *scores, *mixing;   // (chunk, chunk): C B^T; times the decays
-  A *x, *u, *y;         // (chunk, headdim); u: dt x, and then that decayed to the end of the chunk
-  A *states;            // heads of the tile times (d_state, headdim)
-  A *D;                 // (headdim)
+  A *B, *C;            // (chunk, d_state)
+  A* B_transposed;     // (d_state, chunk)
+  A *scores, *mixing;  // (chunk, chunk): C B^T; times the decays
+  A *x, *u, *y;        // (chunk, headdim); u: dt x, and then that decayed to the end of the chunk
+  A* states;           // heads of the tile times (d_state, headdim)
+  A* D;                // (headdim)
   Decays<A> decays;
 
   template <class Carve>
@@ -107,7 +108,8 @@ void forward_tile(const Problem<T>& in, const Plan<A>& plan, Index index, Forwar
     load_rows(in.B.pointer(b, begin, tile.group), in.B.stride(1), steps, plan.d_state, scratch.B, n);
     load_rows(in.C.pointer(b, begin, tile.group), in.C.stride(1), steps, plan.d_state, scratch.C, n);
     transpose(scratch.B, n, steps, plan.d_state, scratch.B_transposed, q);
-    product<false>(Part::lower_result, steps, q, plan.d_state, scratch.C, n, scratch.B_transposed, q, scratch.scores, q);
+    product<false>(Part::lower_result, steps, q, plan.d_state, scratch.C, n, scratch.B_transposed, q, scratch.scores,
+                   q);
     const bool state_is_zero = c == 0 && !in.initial_state;
     const bool state_is_used = c + 1 < plan.chunks || final_state;
     for (Index h = tile.first_head; h < tile.last_head; ++h) {
@@ -117,11 +119,12 @@ void forward_tile(const Problem<T>& in, const Plan<A>& plan, Index index, Forwar
       load_rows(in.x.pointer(b, begin, h), in.x.stride(1), steps, plan.headdim, scratch.x, p);
       const A* u = scratch.x;
       if (!in.log_decay) u = scratch.u, scale_rows(scratch.x, decays.dt, steps, p, scratch.u);
-      chunk_output(plan, steps, decays, scratch.C, scratch.scores, state_is_zero ? nullptr : state, p, u, scratch.mixing,
-                   scratch.y);
+      chunk_output(plan, steps, decays, scratch.C, scratch.scores, state_is_zero ? nullptr : state, p, u,
+                   scratch.mixing, scratch.y);
       if (state_is_used) {
         scale_rows(u, decays.to_end, steps, p, scratch.u);
-        product<true>(Part::all, plan.d_state, p, steps, scratch.B, n, scratch.u, p, state, p, {.keep = decays.through});
+        product<true>(Part::all, plan.d_state, p, steps, scratch.B, n, scratch.u, p, state, p,
+                      {.keep = decays.through});
       }
       load_D(in, h, plan.headdim, p, scratch.D);
       chunk_store(in, plan, b, begin, steps, h, scratch.x, scratch.D, scratch.y, out);
@@ -147,17 +150,21 @@ void forward(const Problem<T>& in, const Plan<A>& plan, const View<T, 4>& out, c
   workspace.reset(mark);
 }
 
+template <class A>
+std::size_t forward_bytes(const Plan<A>& plan) {
+  return static_cast<std::size_t>(max_threads()) * ForwardScratch<A>::bytes(plan);
+}
+
 }  // namespace detail
 
 /// Bytes of workspace that forward takes with the calling thread's present number of threads.
 template <class T>
 std::size_t workspace_bytes(const Inputs<T>& in, const Options& options) {
-  const detail::Plan<accumulate_t<T>> plan(sizes(in), options);
-  return static_cast<std::size_t>(max_threads()) * detail::ForwardScratch<accumulate_t<T>>::bytes(plan);
+  return detail::forward_bytes(detail::Plan<accumulate_t<T>>(sizes(in), options));
 }
 
-/// Writes into the caller's memory; a `saved` of the right shape keeps its memory, so that nothing is allocated. Without
-/// `saved` no backward can follow. Throws Error.
+/// Writes into the caller's memory; a `saved` of the right shape keeps its memory, so that nothing is allocated.
+/// Without `saved` no backward can follow. Throws Error.
 template <class T>
 void forward(const Inputs<T>& in, const Options& options, const std::type_identity_t<Outputs<T>>& outputs,
              std::type_identity_t<Saved<T>>* saved, Workspace<cpu>& workspace) {
