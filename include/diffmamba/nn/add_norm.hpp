@@ -92,7 +92,7 @@ class AddNorm : public Module<AddNorm<T, DeviceType>> {
     auto out = Tensor<T, 3, D>::uninitialized(hidden.extents());
     const rms_norm::Inputs<T, D> in{
         .x = hidden, .weight = weight_.value(), .bias = bias_.value(), .residual = residual};
-    const rms_norm::Outputs<T, D> outputs{.out = out, .residual_out = residual_out};
+    const rms_norm::OutputViews<T, D> outputs{.out = out, .residual_out = residual_out};
     const rms_norm::Options options{.eps = eps_};
     if (kind_ == NormKind::rms_norm)
       rms_norm::forward(in, options, outputs, saved != nullptr ? &saved->rms : nullptr);

@@ -95,7 +95,8 @@ class DiffMamba2E : public Module<DiffMamba2E<T, DeviceType>> {
       const auto weight = folded_weight(lambda);
       const auto bias = folded_bias(lambda);
       auto dweight = Tensor<T, 2, D>::uninitialized(weight.extents());
-      Tensor<T, 1, D> dbias(bias.extents());
+      Tensor<T, 1, D> dbias;
+      if (bias) dbias = Tensor<T, 1, D>(bias.extents());
       linear::backward(linear::Inputs<T, D>{.x = as_rows(std::as_const(saved.gated)), .weight = weight, .bias = bias},
                        as_rows(std::as_const(du)),
                        {.dx = as_rows(dgated), .dweight = dweight.view(), .dbias = dbias.view()});

@@ -25,6 +25,26 @@ View<const T, 2, D> as_rows(const Tensor<T, 3, D>& x) {
   return as_rows(x.view());
 }
 
+/// The same for any x: a slice of the tokens of several sequences, whose rows do not follow one another evenly, is
+/// copied.
+template <class T, Device DeviceType = cpu>
+class Rows {
+ public:
+  explicit Rows(const View<const T, 3, DeviceType>& x) {
+    const bool even = x.extent(0) <= 1 || x.extent(1) <= 1 || x.stride(0) == x.extent(1) * x.stride(1);
+    if (!even) copy_ = to_tensor(x);
+    view_ = even ? as_rows(x) : as_rows(std::as_const(copy_));
+  }
+  Rows(const Rows&) = delete;
+  Rows& operator=(const Rows&) = delete;
+  const View<const T, 2, DeviceType>& view() const { return view_; }
+  operator View<const T, 2, DeviceType>() const { return view_; }
+
+ private:
+  Tensor<T, 3, DeviceType> copy_;
+  View<const T, 2, DeviceType> view_;
+};
+
 /// torch's initialisation of Linear and Conv1d: uniform in +-1/sqrt(fan_in).
 template <class X>
 void fill_linear(X&& x, Index fan_in, Philox random, double scale = 1.0) {
@@ -69,13 +89,15 @@ class Linear : public Module<Linear<T, DeviceType>> {
   /// (batch, length, in) -> (batch, length, out)
   Tensor<T, 3, DeviceType> forward(const View<const T, 3, DeviceType>& x) const {
     auto out = Tensor<T, 3, DeviceType>::uninitialized(Extents{x.extent(0), x.extent(1), weight.extent(0)});
-    linear::forward(inputs(x), as_rows(out));
+    const Rows<T, DeviceType> rows(x);
+    linear::forward(inputs(rows), as_rows(out));
     return out;
   }
   /// dL/dx; adds into the parameters' gradients. x as forward got it.
   Tensor<T, 3, DeviceType> backward(const View<const T, 3, DeviceType>& x, const View<const T, 3, DeviceType>& dout) {
     auto dx = Tensor<T, 3, DeviceType>::uninitialized(x.extents());
-    linear::backward(std::as_const(*this).inputs(x), as_rows(dout),
+    const Rows<T, DeviceType> rows(x), dout_rows(dout);
+    linear::backward(std::as_const(*this).inputs(rows), dout_rows.view(),
                      {.dx = as_rows(dx), .dweight = weight.gradient(), .dbias = bias.gradient()}, GradientMode::add);
     return dx;
   }
@@ -90,8 +112,8 @@ class Linear : public Module<Linear<T, DeviceType>> {
   Parameter<T, 1, DeviceType> bias;    // (out), or absent
 
  private:
-  linear::Inputs<T, DeviceType> inputs(const View<const T, 3, DeviceType>& x) const {
-    return {.x = as_rows(x), .weight = weight.value(), .bias = bias.value()};
+  linear::Inputs<T, DeviceType> inputs(const View<const T, 2, DeviceType>& x) const {
+    return {.x = x, .weight = weight.value(), .bias = bias.value()};
   }
 };
 

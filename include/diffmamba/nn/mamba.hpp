@@ -310,9 +310,9 @@ class MambaInner {
   Tensor<T, 3, D> project(const View<const T, 3, D>& x) const {
     require(x.extent(2) == sizes_.d_model, "mamba: x is ", x.extents(), ", expected d_model ", sizes_.d_model);
     auto xz = Tensor<T, 3, D>::uninitialized(shape(x, 2 * sizes_.d_inner));
-    linear::forward(
-        linear::Inputs<T, D>{.x = as_rows(x), .weight = in_proj_weight_.value(), .bias = in_proj_bias_.value()},
-        as_rows(xz));
+    const Rows<T, D> rows(x);
+    linear::forward(linear::Inputs<T, D>{.x = rows, .weight = in_proj_weight_.value(), .bias = in_proj_bias_.value()},
+                    as_rows(xz));
     return xz;
   }
   void convolve(const View<const T, 3, D>& x, const View<T, 3, D>& out,

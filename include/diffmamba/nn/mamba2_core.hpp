@@ -176,8 +176,8 @@ class Mamba2Core {
   Tensor<T, 3, D> project(const Weights& w, const View<const T, 3, D>& x) const {
     require(x.extent(2) == sizes_.d_model, "mamba2: x is ", x.extents(), ", expected d_model ", sizes_.d_model);
     auto out = Tensor<T, 3, D>::uninitialized(Extents{x.extent(0), x.extent(1), sizes_.paths * sizes_.d_in_proj()});
-    linear::forward(linear::Inputs<T, D>{.x = as_rows(x), .weight = w.in_proj_weight, .bias = w.in_proj_bias},
-                    as_rows(out));
+    const Rows<T, D> rows(x);
+    linear::forward(linear::Inputs<T, D>{.x = rows, .weight = w.in_proj_weight, .bias = w.in_proj_bias}, as_rows(out));
     return out;
   }
 

@@ -75,9 +75,10 @@ class PathsAsOne {
       const auto weight = folded_weight(lambda, scale);
       const auto bias = folded_bias(lambda, scale);
       auto dweight = Tensor<T, 2, D>::uninitialized(weight.extents());
-      Tensor<T, 1, D> dbias(bias.extents());
+      Tensor<T, 1, D> dbias;
+      if (bias) dbias = Tensor<T, 1, D>(bias.extents());
       linear::backward(
-          linear::Inputs<T, D>{.x = as_rows(std::as_const(saved.gated)), .weight = weight, .bias = bias}, as_rows(dout),
+          linear::Inputs<T, D>{.x = as_rows(std::as_const(saved.gated)), .weight = weight, .bias = bias}, Rows<T, D>(dout).view(),
           linear::GradientViews<T, D>{.dx = as_rows(dgated), .dweight = dweight.view(), .dbias = dbias.view()});
       unfold(dweight, dbias, lambda, scale, dlambda);
     }
@@ -101,7 +102,8 @@ class PathsAsOne {
     require(bool(saved.gated), "backward without a forward before it; every Saved serves once");
     auto dgated = Tensor<T, 3, D>::uninitialized(saved.gated.extents());
     for (Index path = 0; path < 2; ++path) {
-      const auto dy = as_rows(path == 0 ? dy1 : dy2);
+      const Rows<T, D> rows(path == 0 ? dy1 : dy2);
+      const auto& dy = rows.view();
       const auto weight = std::as_const(weight_).value().template select<0>(path);
       const auto dweight = weight_.gradient().template select<0>(path);
       View<T, 1, D> dbias;
