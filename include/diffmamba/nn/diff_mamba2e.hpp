@@ -6,6 +6,21 @@
 
 namespace diffmamba {
 
+/// Options of DiffMamba2E: those of Mamba-2 and of the subtraction.
+struct DiffMamba2EOptions {
+  Mamba2Options mixer;
+  Index depth = 0;  // of the layer, from 0
+  Lambda lambda = Lambda::sigmoid_sum;
+  LambdaInit lambda_initialization = LambdaInit::official;
+  double eps = 1e-5;
+
+  template <class Self, class F>
+  static void fields(Self& o, F&& f) {
+    Mamba2Options::fields(o.mixer, f);
+    f("lambda", o.lambda), f("lambda_initialization", o.lambda_initialization), f("subln_eps", o.eps);
+  }
+};
+
 /// DiffMamba2E of the Diff-Mamba repository: one Mamba-2 whose output is cut in halves that are subtracted. With y =
 /// [y2 | y1] the output of the block (the second half is the minuend) and u = y1 - lambda y2,
 ///
@@ -23,19 +38,7 @@ class DiffMamba2E : public Module<DiffMamba2E<T, DeviceType>> {
   using device_type = DeviceType;
   using State = typename Inner::State;
 
-  struct Options {
-    Mamba2Options mixer;
-    Index depth = 0;  // of the layer, from 0
-    Lambda lambda = Lambda::sigmoid_sum;
-    LambdaInit lambda_initialization = LambdaInit::official;
-    double eps = 1e-5;
-
-    template <class Self, class F>
-    static void fields(Self& o, F&& f) {
-      Mamba2Options::fields(o.mixer, f);
-      f("lambda", o.lambda), f("lambda_initialization", o.lambda_initialization), f("subln_eps", o.eps);
-    }
-  };
+  using Options = DiffMamba2EOptions;
   /// Mamba-2's, and sizeof(T) * d_model / 2 per token.
   struct Saved {
     Tensor<T, 3, D> x, gated, u;

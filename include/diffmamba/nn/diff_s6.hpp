@@ -124,7 +124,7 @@ class DiffS6 : public Module<DiffS6<T, DeviceType>> {
                                   .dD = D_.gradient(),
                                   .dz = dz.view(),
                                   .ddelta_bias = dt_proj_bias_.gradient()},
-                                 workspace, GradientMode::add);
+                                 GradientMode::add, workspace);
       }
       add_product(dA.view(), A.view(), A_log_.gradient());
       saved.scan = {};

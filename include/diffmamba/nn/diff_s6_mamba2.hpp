@@ -6,6 +6,21 @@
 
 namespace diffmamba {
 
+/// Options of DiffS6Mamba2: those of Mamba-2 and of the subtraction.
+struct DiffS6Mamba2Options {
+  Mamba2Options mixer;
+  Index depth = 0;  // of the layer, from 0
+  Lambda lambda = Lambda::sigmoid_scalar;
+  LambdaInit lambda_initialization = LambdaInit::official;
+  double eps = 1e-5;
+
+  template <class Self, class F>
+  static void fields(Self& o, F&& f) {
+    Mamba2Options::fields(o.mixer, f);
+    f("lambda", o.lambda), f("lambda_initialization", o.lambda_initialization), f("subln_eps", o.eps);
+  }
+};
+
 /// DiffS6Mamba2 of the Diff-Mamba repository: the subtraction inside a Mamba-2 block. Two input projections, A, D and
 /// dt biases; one convolution filter, gated norm, initial state and output projection, which both paths share:
 ///
@@ -24,19 +39,7 @@ class DiffS6Mamba2 : public Module<DiffS6Mamba2<T, DeviceType>> {
   using device_type = DeviceType;
   using State = typename Core::State;
 
-  struct Options {
-    Mamba2Options mixer;
-    Index depth = 0;  // of the layer, from 0
-    Lambda lambda = Lambda::sigmoid_scalar;
-    LambdaInit lambda_initialization = LambdaInit::official;
-    double eps = 1e-5;
-
-    template <class Self, class F>
-    static void fields(Self& o, F&& f) {
-      Mamba2Options::fields(o.mixer, f);
-      f("lambda", o.lambda), f("lambda_initialization", o.lambda_initialization), f("subln_eps", o.eps);
-    }
-  };
+  using Options = DiffS6Mamba2Options;
   /// Mamba-2's of both paths, and per token sizeof(T) * (d_model + 3 d_inner).
   struct Saved {
     Tensor<T, 3, D> x, gated, combined;

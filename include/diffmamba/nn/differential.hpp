@@ -29,6 +29,19 @@ struct DifferentialOptions {
   }
 };
 
+/// Options of Differential<Mixer>: those of the mixer and of the subtraction.
+template <class MixerOptions>
+struct DifferentialMixerOptions {
+  MixerOptions mixer;
+  DifferentialOptions differential = {};
+
+  template <class Self, class F>
+  static void fields(Self& o, F&& f) {
+    visit_options(o.mixer, f);
+    DifferentialOptions::fields(o.differential, f);
+  }
+};
+
 /// The lambda that was published with a mixer: the exponential form with Mamba, the sigmoid of a sum otherwise.
 template <class M>
 inline constexpr Lambda published_lambda = Lambda::sigmoid_sum;
@@ -63,16 +76,7 @@ class Differential : public Module<Differential<MixerType>> {
   using D = device_type;
   using State = typename Paths::State;
 
-  struct Options {
-    typename MixerType::Options mixer;
-    DifferentialOptions differential = {};
-
-    template <class Self, class F>
-    static void fields(Self& o, F&& f) {
-      visit_options(o.mixer, f);
-      DifferentialOptions::fields(o.differential, f);
-    }
-  };
+  using Options = DifferentialMixerOptions<typename MixerType::Options>;
   struct Saved {
     typename Paths::Saved paths;
     Tensor<T, 3, D> y1, y2;  // of each path with a norm before; else y1 is their difference, with a norm after

@@ -172,7 +172,7 @@ class MambaInner {
                                   .dD = D_.gradient(),
                                   .dz = dxz.template slice<2>(channels, 2 * channels),
                                   .ddelta_bias = dt_proj_bias_.gradient()},
-                                 workspace, GradientMode::add);
+                                 GradientMode::add, workspace);
       }
       add_product(dA.view(), A.view(), A_log_.gradient());  // A = -exp(A_log), so dA/dA_log = A
       saved.scan = {};

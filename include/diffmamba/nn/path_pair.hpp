@@ -78,7 +78,8 @@ class PathsAsOne {
       Tensor<T, 1, D> dbias;
       if (bias) dbias = Tensor<T, 1, D>(bias.extents());
       linear::backward(
-          linear::Inputs<T, D>{.x = as_rows(std::as_const(saved.gated)), .weight = weight, .bias = bias}, Rows<T, D>(dout).view(),
+          linear::Inputs<T, D>{.x = as_rows(std::as_const(saved.gated)), .weight = weight, .bias = bias},
+          Rows<T, D>(dout).view(),
           linear::GradientViews<T, D>{.dx = as_rows(dgated), .dweight = dweight.view(), .dbias = dbias.view()});
       unfold(dweight, dbias, lambda, scale, dlambda);
     }
