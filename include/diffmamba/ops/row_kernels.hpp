@@ -22,42 +22,42 @@ namespace diffmamba::detail {
 template <class A>
 inline constexpr Index lane_count = static_cast<Index>(64 / sizeof(A));
 template <class A>
-using Lanes = Eigen::Array<A, static_cast<int>(lane_count<A>), 1>;
+using ChannelLanes = Eigen::Array<A, static_cast<int>(lane_count<A>), 1>;
 
 /// All lanes of a block are channels. Unlike a dynamic Eigen map, a fixed one is never peeled to an aligned address, so
 /// the bits of a result do not depend on where a caller's memory happens to lie.
 struct FullBlock {
   template <class T, class A = accumulate_t<T>>
-  static Lanes<A> load(const T* from) {
+  static ChannelLanes<A> load(const T* from) {
     if constexpr (std::is_same_v<T, A>) {
-      return Eigen::Map<const Lanes<A>>(from);
+      return Eigen::Map<const ChannelLanes<A>>(from);
     } else {
-      Lanes<A> result;
+      ChannelLanes<A> result;
       for (Index i = 0; i < lane_count<A>; ++i) result.data()[i] = static_cast<A>(from[i]);
       return result;
     }
   }
   template <class T, class A>
-  static void store(T* to, const Lanes<A>& values) {
+  static void store(T* to, const ChannelLanes<A>& values) {
     if constexpr (std::is_same_v<T, A>)
-      Eigen::Map<Lanes<A>>{to} = values;
+      Eigen::Map<ChannelLanes<A>>{to} = values;
     else
       for (Index i = 0; i < lane_count<A>; ++i) to[i] = T(values.data()[i]);
   }
   /// Elements that lie `stride` apart, as the channels of a (channels, width) state do.
   template <class A>
-  static Lanes<A> gather(const A* from, Index stride) {
-    Lanes<A> result;
+  static ChannelLanes<A> gather(const A* from, Index stride) {
+    ChannelLanes<A> result;
     for (Index i = 0; i < lane_count<A>; ++i) result.data()[i] = from[i * stride];
     return result;
   }
   template <class A>
-  static void scatter(A* to, Index stride, const Lanes<A>& values) {
+  static void scatter(A* to, Index stride, const ChannelLanes<A>& values) {
     for (Index i = 0; i < lane_count<A>; ++i) to[i * stride] = values.data()[i];
   }
   /// The values with 0 in lanes that are no channels.
   template <class A>
-  static const Lanes<A>& keep(const Lanes<A>& values) {
+  static const ChannelLanes<A>& keep(const ChannelLanes<A>& values) {
     return values;
   }
 };
@@ -67,30 +67,30 @@ struct TailBlock {
   Index count;
 
   template <class T, class A = accumulate_t<T>>
-  Lanes<A> load(const T* from) const {
+  ChannelLanes<A> load(const T* from) const {
     return gather_as<A>(from, 1);
   }
   template <class T, class A>
-  void store(T* to, const Lanes<A>& values) const {
+  void store(T* to, const ChannelLanes<A>& values) const {
     for (Index i = 0; i < count; ++i) to[i] = T(values.data()[i]);
   }
   template <class A>
-  Lanes<A> gather(const A* from, Index stride) const {
+  ChannelLanes<A> gather(const A* from, Index stride) const {
     return gather_as<A>(from, stride);
   }
   template <class A>
-  void scatter(A* to, Index stride, const Lanes<A>& values) const {
+  void scatter(A* to, Index stride, const ChannelLanes<A>& values) const {
     for (Index i = 0; i < count; ++i) to[i * stride] = values.data()[i];
   }
   template <class A>
-  Lanes<A> keep(const Lanes<A>& values) const {
+  ChannelLanes<A> keep(const ChannelLanes<A>& values) const {
     return gather_as<A>(values.data(), 1);
   }
 
  private:
   template <class A, class T>
-  Lanes<A> gather_as(const T* from, Index stride) const {
-    Lanes<A> result = Lanes<A>::Zero();
+  ChannelLanes<A> gather_as(const T* from, Index stride) const {
+    ChannelLanes<A> result = ChannelLanes<A>::Zero();
     for (Index i = 0; i < count; ++i) result.data()[i] = static_cast<A>(from[i * stride]);
     return result;
   }
@@ -144,8 +144,8 @@ class ColumnSums {
   }
   /// The sum over tiles, from channel c on.
   template <class Block>
-  Lanes<A> total(Index c, Block block) const {
-    Lanes<A> sum = Lanes<A>::Zero();
+  ChannelLanes<A> total(Index c, Block block) const {
+    ChannelLanes<A> sum = ChannelLanes<A>::Zero();
     for (Index tile = 0; tile < tiles_; ++tile) sum += block.load(lines_ + tile * padded(channels_) + c);
     return sum;
   }
@@ -159,7 +159,7 @@ class ColumnSums {
   void write(const View<A, 1>& gradient, GradientMode mode) const {
     if (!gradient) return;
     for_blocks<A>(channels_, [&](Index c, auto block) {
-      Lanes<A> sum = total(c, block);
+      ChannelLanes<A> sum = total(c, block);
       if (mode == GradientMode::add) sum += block.load(gradient.data() + c);
       block.store(gradient.data() + c, sum);
     });
@@ -174,8 +174,8 @@ class ColumnSums {
 
 /// Adds to a tile's line of sums; lines are padded, so that a tail may be written whole.
 template <class A>
-inline void add_to(A* line, Index c, const Lanes<A>& values) {
-  Eigen::Map<Lanes<A>, Eigen::Aligned64> target(line + c);
+inline void add_to(A* line, Index c, const ChannelLanes<A>& values) {
+  Eigen::Map<ChannelLanes<A>, Eigen::Aligned64> target(line + c);
   target += values;
 }
 

@@ -191,12 +191,12 @@ class AdamW {
  private:
   template <class Segments>
   static std::vector<ParameterGroup> groups_of(const Segments& segments) {
-    using Decay = decltype(segments.front().decay);
+    using Choice = decltype(segments.front().decay);
     std::vector<ParameterGroup> groups;
     for (const auto& segment : segments)
       groups.push_back({.begin = segment.offset,
                         .end = segment.offset + segment.size,
-                        .decay_scale = segment.decay == Decay::yes ? 1.0 : 0.0});
+                        .decay_scale = segment.decay == Choice::yes ? 1.0 : 0.0});
     return groups;
   }
 

@@ -43,28 +43,28 @@ class RunBackward {
   void compute(Index t, Index c, Block block, bool sums) const {
     A* const ring = lines_.ring + t % from_.width() * lines_.stride + c;
     if (t >= length_ || !dout_) {
-      block.store(ring, Lanes<A>(Lanes<A>::Zero()));
+      block.store(ring, ChannelLanes<A>(ChannelLanes<A>::Zero()));
       return;
     }
-    Lanes<A> g = block.load(dout_ + t * dout_stride_ + c);
+    ChannelLanes<A> g = block.load(dout_ + t * dout_stride_ + c);
     if (silu_) {
-      const Lanes<A> p = from_.sum(t, c, block);
-      g *= silu_derivative(p, Lanes<A>(sigmoid(p)));
+      const ChannelLanes<A> p = from_.sum(t, c, block);
+      g *= silu_derivative(p, ChannelLanes<A>(sigmoid(p)));
     }
     block.store(ring, g);
     if (!sums) return;
-    if (lines_.dbias) block.store(lines_.dbias + c, Lanes<A>(block.load(lines_.dbias + c) + g));
+    if (lines_.dbias) block.store(lines_.dbias + c, ChannelLanes<A>(block.load(lines_.dbias + c) + g));
     if (lines_.dweight)
       for (Index w = 0; w < from_.width(); ++w) {
         A* const line = lines_.dweight + w * lines_.stride + c;
-        block.store(line, Lanes<A>(block.load(line) + g * from_.input(t - (from_.width() - 1) + w, c, block)));
+        block.store(line, ChannelLanes<A>(block.load(line) + g * from_.input(t - (from_.width() - 1) + w, c, block)));
       }
   }
 
   /// dx_s from g_s, ..., g_{s + W - 1} in the ring; those before 0 are 0.
   template <class Block>
-  Lanes<A> input_gradient(Index s, Index c, Block block) const {
-    Lanes<A> result = Lanes<A>::Zero();
+  ChannelLanes<A> input_gradient(Index s, Index c, Block block) const {
+    ChannelLanes<A> result = ChannelLanes<A>::Zero();
     for (Index w = 0; w < from_.width(); ++w) {
       const Index t = s + from_.width() - 1 - w;
       if (t < 0) break;
@@ -127,7 +127,7 @@ void convolve_backward(const Inputs<T>& in, const Options& options, const Output
               const Index c = c0 + i;
               backward.compute(t, c, block, t < end);
               if (s < first_s || (s >= 0 ? !dx : !gradients.dinitial_state)) return;
-              Lanes<A> d = backward.input_gradient(s, c, block);
+              ChannelLanes<A> d = backward.input_gradient(s, c, block);
               if (upstream.dfinal_state && s >= length - state)
                 d += block.gather(upstream.dfinal_state.pointer(b, offset + c, s - (length - state)),
                                   upstream.dfinal_state.stride(1));
@@ -146,7 +146,7 @@ void convolve_backward(const Inputs<T>& in, const Options& options, const Output
   if (gradients.dweight)
     for (Index w = 0; w < width; ++w)
       for_blocks<A>(all_channels, [&](Index c, auto block) {
-        Lanes<A> sum = dweight.total(w * all_channels + c, block);
+        ChannelLanes<A> sum = dweight.total(w * all_channels + c, block);
         A* const to = gradients.dweight.pointer(c, w);
         const Index stride = gradients.dweight.stride(0);
         if (mode == GradientMode::add) sum += block.gather(static_cast<const A*>(to), stride);

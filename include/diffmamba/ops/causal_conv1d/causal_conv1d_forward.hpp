@@ -53,15 +53,15 @@ struct Sequence {
 
   /// x_t; before the beginning from the initial state.
   template <class Block>
-  Lanes<A> input(Index t, Index c, Block block) const {
+  ChannelLanes<A> input(Index t, Index c, Block block) const {
     if (t >= 0) return block.load(x + t * x_stride + c);
     if (state) return block.gather(state + c * state_stride + t + width() - 1, state_stride);
-    return Lanes<A>::Zero();
+    return ChannelLanes<A>::Zero();
   }
   /// bias + sum_w weight_w x_{t - (width - 1) + w}
   template <class Block>
-  Lanes<A> sum(Index t, Index c, Block block) const {
-    Lanes<A> result = Lanes<A>::Zero();
+  ChannelLanes<A> sum(Index t, Index c, Block block) const {
+    ChannelLanes<A> result = ChannelLanes<A>::Zero();
     if (bias) result = block.load(bias + c);
     const Index first = t - (width() - 1);
     if (first >= 0) {
@@ -108,7 +108,7 @@ void convolve(const Inputs<T>& in, const Options& options, const OutputViews<T>&
     for (Index t = run * tile_tokens; t < std::min(length, (run + 1) * tile_tokens); ++t) {
       T* const to = out.pointer(b, t, piece);
       for_blocks<A>(std::min(channels - c0, tile_channels), [&](Index i, auto block) {
-        Lanes<A> y = from.sum(t, c0 + i, block);
+        ChannelLanes<A> y = from.sum(t, c0 + i, block);
         if (silu) y *= sigmoid(y);
         block.store(to + c0 + i, y);
       });

@@ -14,7 +14,7 @@ template <class T>
 void step(const StepInputs<T>& in, const std::type_identity_t<View<accumulate_t<T>, 3>>& conv_state,
           const Options& options, const std::type_identity_t<ChannelView<T>>& out) {
   using A = accumulate_t<T>;
-  using diffmamba::detail::Lanes;
+  using diffmamba::detail::ChannelLanes;
   check(in, conv_state, out);
   const Index paths = most_paths(in.x, out), batch = in.x.extent(0), tokens = in.x.extent(1);
   const Index width = in.weight.extent(1), size = conv_state.extent(2), slots = conv_state.extent(0);
@@ -43,12 +43,12 @@ void step(const StepInputs<T>& in, const std::type_identity_t<View<accumulate_t<
       for (Index t = 0; t < tokens; ++t) {
         T* const y = to.pointer(b, t, piece, c);
         if (!state) {
-          block.store(y, Lanes<A>(Lanes<A>::Zero()));
+          block.store(y, ChannelLanes<A>(ChannelLanes<A>::Zero()));
           continue;
         }
-        const Lanes<A> now = block.load(x.pointer(b, t, piece, c));
+        const ChannelLanes<A> now = block.load(x.pointer(b, t, piece, c));
         const Index count = in.cache_seqlens ? in.cache_seqlens(b) + t : 0;  // inputs before this one
-        Lanes<A> sum = block.gather(weight + width - 1, in.weight.stride(0)) * now;
+        ChannelLanes<A> sum = block.gather(weight + width - 1, in.weight.stride(0)) * now;
         if (in.bias) sum += block.load(in.bias.data() + of_all);
         for (Index w = 0; w + 1 < width; ++w) {
           // The input width - 1 - w tokens ago. A ring that is not yet full has not seen the columns before 0.

@@ -39,8 +39,8 @@ void backward(const Inputs<T>& in, const Saved<T>& saved, const std::type_identi
               const std::type_identity_t<GradientViews<T>>& gradients, Workspace<cpu>& workspace,
               GradientMode mode = GradientMode::assign) {
   using A = accumulate_t<T>;
+  using detail::ChannelLanes;
   using detail::ColumnSums;
-  using detail::Lanes;
   const Options& options = saved.options;
   check(in, options, upstream, gradients);
   const Index channels = in.y1.extent(2), rows = in.y1.extent(0) * in.y1.extent(1);
@@ -72,16 +72,16 @@ void backward(const Inputs<T>& in, const Saved<T>& saved, const std::type_identi
 
       A gH_mean = 0;
       if (after) {
-        Lanes<A> sums = Lanes<A>::Zero();
+        ChannelLanes<A> sums = ChannelLanes<A>::Zero();
         detail::for_blocks<A>(channels, [&](Index c, auto block) {
-          const Lanes<A> H = paths.difference(c, block) * rstd, d = block.load(dout + c) * scale;
+          const ChannelLanes<A> H = paths.difference(c, block) * rstd, d = block.load(dout + c) * scale;
           sums += block.load(in.subln_weight.data() + c) * d * H;
           if (dW) detail::add_to<A>(dW, c, d * H);
         });
         gH_mean = sums.sum() * per_channel;
       }
-      const auto difference_gradient = [&](Index c, auto block) -> Lanes<A> {
-        Lanes<A> du = block.load(dout + c) * scale;
+      const auto difference_gradient = [&](Index c, auto block) -> ChannelLanes<A> {
+        ChannelLanes<A> du = block.load(dout + c) * scale;
         if (after)
           du = rstd * (du * block.load(in.subln_weight.data() + c) - paths.difference(c, block) * (rstd * gH_mean));
         return du;
@@ -89,11 +89,12 @@ void backward(const Inputs<T>& in, const Saved<T>& saved, const std::type_identi
 
       A mean1 = 0, mean2 = 0;
       if (before || dl) {
-        Lanes<A> sums1 = Lanes<A>::Zero(), sums2 = Lanes<A>::Zero();
+        ChannelLanes<A> sums1 = ChannelLanes<A>::Zero(), sums2 = ChannelLanes<A>::Zero();
         detail::for_blocks<A>(channels, [&](Index c, auto block) {
-          const Lanes<A> du = difference_gradient(c, block), w = paths.weight_at(c, block);
-          const Lanes<A> dn2 = -paths.lambda_at(c, block) * du;
-          const Lanes<A> h1 = block.load(paths.y1 + c) * paths.rstd1, h2 = block.load(paths.y2 + c) * paths.rstd2;
+          const ChannelLanes<A> du = difference_gradient(c, block), w = paths.weight_at(c, block);
+          const ChannelLanes<A> dn2 = -paths.lambda_at(c, block) * du;
+          const ChannelLanes<A> h1 = block.load(paths.y1 + c) * paths.rstd1,
+                                h2 = block.load(paths.y2 + c) * paths.rstd2;
           sums1 += w * du * h1;
           sums2 += w * dn2 * h2;
           if (dl) detail::add_to<A>(dl, c, -du * w * h2);
@@ -107,11 +108,11 @@ void backward(const Inputs<T>& in, const Saved<T>& saved, const std::type_identi
       T* const dy2 = gradients.dy2 ? detail::row_pointer(gradients.dy2, row) : nullptr;
       if (!dy1 && !dy2) continue;
       detail::for_blocks<A>(channels, [&](Index c, auto block) {
-        const Lanes<A> g1 = difference_gradient(c, block) * paths.weight_at(c, block);
-        const Lanes<A> g2 = -paths.lambda_at(c, block) * g1;
-        const Lanes<A> h1 = block.load(paths.y1 + c) * paths.rstd1, h2 = block.load(paths.y2 + c) * paths.rstd2;
-        if (dy1) block.store(dy1 + c, Lanes<A>(paths.rstd1 * (g1 - h1 * mean1)));
-        if (dy2) block.store(dy2 + c, Lanes<A>(paths.rstd2 * (g2 - h2 * mean2)));
+        const ChannelLanes<A> g1 = difference_gradient(c, block) * paths.weight_at(c, block);
+        const ChannelLanes<A> g2 = -paths.lambda_at(c, block) * g1;
+        const ChannelLanes<A> h1 = block.load(paths.y1 + c) * paths.rstd1, h2 = block.load(paths.y2 + c) * paths.rstd2;
+        if (dy1) block.store(dy1 + c, ChannelLanes<A>(paths.rstd1 * (g1 - h1 * mean1)));
+        if (dy2) block.store(dy2 + c, ChannelLanes<A>(paths.rstd2 * (g2 - h2 * mean2)));
       });
     }
   });

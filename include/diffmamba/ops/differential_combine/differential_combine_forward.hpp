@@ -31,18 +31,18 @@ struct DifferenceRow {
 
   /// lambda of these channels.
   template <class Block>
-  Lanes<A> lambda_at(Index c, Block block) const {
+  ChannelLanes<A> lambda_at(Index c, Block block) const {
     if (lambda_per_channel) return block.load(lambda + c);
-    return Lanes<A>::Constant(lambda ? *lambda : A(1));
+    return ChannelLanes<A>::Constant(lambda ? *lambda : A(1));
   }
   template <class Block>
-  Lanes<A> weight_at(Index c, Block block) const {
+  ChannelLanes<A> weight_at(Index c, Block block) const {
     if (norm_weight) return block.load(norm_weight + c);
-    return Lanes<A>::Ones();
+    return ChannelLanes<A>::Ones();
   }
   /// n_1 - lambda n_2
   template <class Block>
-  Lanes<A> difference(Index c, Block block) const {
+  ChannelLanes<A> difference(Index c, Block block) const {
     return weight_at(c, block) * (block.load(y1 + c) * rstd1 - lambda_at(c, block) * (block.load(y2 + c) * rstd2));
   }
 };
@@ -55,7 +55,7 @@ template <class T>
 void forward(const Inputs<T>& in, const Options& options, const OutputViews<T>& outputs,
              std::type_identity_t<Saved<T>>* saved) {
   using A = accumulate_t<T>;
-  using detail::Lanes;
+  using detail::ChannelLanes;
   check(in, options, outputs);
   const Index channels = in.y1.extent(2), rows = in.y1.extent(0) * in.y1.extent(1);
   if (saved) {
@@ -72,7 +72,7 @@ void forward(const Inputs<T>& in, const Options& options, const OutputViews<T>& 
       detail::DifferenceRow<T> paths(in, row);
       A rstd = 1;
       if (before) {
-        Lanes<A> sums1 = Lanes<A>::Zero(), sums2 = Lanes<A>::Zero();
+        ChannelLanes<A> sums1 = ChannelLanes<A>::Zero(), sums2 = ChannelLanes<A>::Zero();
         detail::for_blocks<A>(channels, [&](Index c, auto block) {
           sums1 += block.load(paths.y1 + c).square();
           sums2 += block.load(paths.y2 + c).square();
@@ -81,14 +81,14 @@ void forward(const Inputs<T>& in, const Options& options, const OutputViews<T>& 
         paths.rstd2 = A(1) / std::sqrt(sums2.sum() * per_channel + eps);
       }
       if (after) {
-        Lanes<A> sums = Lanes<A>::Zero();
+        ChannelLanes<A> sums = ChannelLanes<A>::Zero();
         detail::for_blocks<A>(channels,
                               [&](Index c, auto block) { sums += block.keep(paths.difference(c, block)).square(); });
         rstd = A(1) / std::sqrt(sums.sum() * per_channel + eps);
       }
       T* const out = detail::row_pointer<T>(outputs.out, row);
       detail::for_blocks<A>(channels, [&](Index c, auto block) {
-        Lanes<A> y = paths.difference(c, block) * (rstd * scale);
+        ChannelLanes<A> y = paths.difference(c, block) * (rstd * scale);
         if (after) y *= block.load(in.subln_weight.data() + c);
         block.store(out + c, y);
       });

@@ -69,9 +69,9 @@ void gated_norm_backward(const Inputs<T>& in, const Options& options, const View
 
         // Everything about one block of channels that both passes need; s is sigmoid(z).
         struct Values {
-          Lanes<A> x, z, s, h, dy, g;
+          ChannelLanes<A> x, z, s, h, dy, g;
         };
-        const auto values = [&](Index c, auto block, const Lanes<A>& s) {
+        const auto values = [&](Index c, auto block, const ChannelLanes<A>& s) {
           Values v;
           v.x = block.load(x + c);
           v.dy = block.load(dout + c);
@@ -86,39 +86,39 @@ void gated_norm_backward(const Inputs<T>& in, const Options& options, const View
           v.g = v.dy * block.load(weight + c);
           return v;
         };
-        const auto sigmoid_of_z = [&](Index c, auto block) -> Lanes<A> {
-          return has_z ? sigmoid(Lanes<A>(block.load(z + c))) : Lanes<A>::Zero();
+        const auto sigmoid_of_z = [&](Index c, auto block) -> ChannelLanes<A> {
+          return has_z ? sigmoid(ChannelLanes<A>(block.load(z + c))) : ChannelLanes<A>::Zero();
         };
 
-        Lanes<A> g_sums = Lanes<A>::Zero(), gh_sums = Lanes<A>::Zero();
+        ChannelLanes<A> g_sums = ChannelLanes<A>::Zero(), gh_sums = ChannelLanes<A>::Zero();
         for_blocks<A>(size, [&](Index c, auto block) {
-          const Lanes<A> s = sigmoid_of_z(c, block);
+          const ChannelLanes<A> s = sigmoid_of_z(c, block);
           if (c < kept_channels) FullBlock::store(buffer + c, s);
           const Values v = values(c, block, s);
           g_sums += v.g;
           gh_sums += v.g * v.h;
           // Lines are padded only behind the last channel: a tail inside them is added by its own lanes.
           const Index line = g * size + c;
-          if (dw_line) block.store(dw_line + line, Lanes<A>(block.load(dw_line + line) + v.dy * v.h));
-          if (db_line) block.store(db_line + line, Lanes<A>(block.load(db_line + line) + v.dy));
+          if (dw_line) block.store(dw_line + line, ChannelLanes<A>(block.load(dw_line + line) + v.dy * v.h));
+          if (db_line) block.store(db_line + line, ChannelLanes<A>(block.load(db_line + line) + v.dy));
         });
         if (!dx && !dz) continue;
         const A g_mean = Centred ? g_sums.sum() * per_channel : A(0), gh_mean = gh_sums.sum() * per_channel;
 
         for_blocks<A>(size, [&](Index c, auto block) {
           const Values v = values(c, block, c < kept_channels ? FullBlock::load(buffer + c) : sigmoid_of_z(c, block));
-          const Lanes<A> du = rstd * (v.g - g_mean - v.h * gh_mean);
+          const ChannelLanes<A> du = rstd * (v.g - g_mean - v.h * gh_mean);
           if (!has_z || norm_first) {
             if (dz) {
-              Lanes<A> y = v.h * block.load(weight + c);
+              ChannelLanes<A> y = v.h * block.load(weight + c);
               if (bias) y += block.load(bias + c);
-              const Lanes<A> d = block.load(dout + c);
-              block.store(dz + c, Lanes<A>(d * y * silu_derivative(v.z, v.s)));
+              const ChannelLanes<A> d = block.load(dout + c);
+              block.store(dz + c, ChannelLanes<A>(d * y * silu_derivative(v.z, v.s)));
             }
             if (dx) block.store(dx + c, du);
           } else {
-            if (dz) block.store(dz + c, Lanes<A>(du * v.x * silu_derivative(v.z, v.s)));
-            if (dx) block.store(dx + c, Lanes<A>(du * v.z * v.s));
+            if (dz) block.store(dz + c, ChannelLanes<A>(du * v.x * silu_derivative(v.z, v.s)));
+            if (dx) block.store(dx + c, ChannelLanes<A>(du * v.z * v.s));
           }
         });
       }

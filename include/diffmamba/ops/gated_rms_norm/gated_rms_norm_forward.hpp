@@ -46,20 +46,20 @@ void gated_norm_forward(const Inputs<T>& in, const Options& options, const Outpu
         const A* const bias = in.bias ? in.bias.data() + g * size : nullptr;
 
         // What is normalised: x, or x silu(z).
-        const auto gated = [&](Index c, auto block) -> Lanes<A> {
-          Lanes<A> u = block.load(x + c);
+        const auto gated = [&](Index c, auto block) -> ChannelLanes<A> {
+          ChannelLanes<A> u = block.load(x + c);
           if (gate_first) {
-            const Lanes<A> gate = block.load(z + c);
+            const ChannelLanes<A> gate = block.load(z + c);
             u *= gate * sigmoid(gate);
           }
           return u;
         };
-        const auto kept = [&](Index c, auto block) -> Lanes<A> {
+        const auto kept = [&](Index c, auto block) -> ChannelLanes<A> {
           return gate_first && c < kept_channels ? FullBlock::load(buffer + c) : gated(c, block);
         };
-        Lanes<A> sums = Lanes<A>::Zero();
+        ChannelLanes<A> sums = ChannelLanes<A>::Zero();
         for_blocks<A>(size, [&](Index c, auto block) {
-          const Lanes<A> u = gated(c, block);
+          const ChannelLanes<A> u = gated(c, block);
           if (gate_first && c < kept_channels) FullBlock::store(buffer + c, u);
           if constexpr (Centred)
             sums += u;
@@ -71,19 +71,19 @@ void gated_norm_forward(const Inputs<T>& in, const Options& options, const Outpu
           mean = sums.sum() * per_channel;
           sums.setZero();
           for_blocks<A>(size, [&](Index c, auto block) {
-            const Lanes<A> centred = block.keep(Lanes<A>(kept(c, block) - mean));
+            const ChannelLanes<A> centred = block.keep(ChannelLanes<A>(kept(c, block) - mean));
             sums += centred * centred;
           });
         }
         const A rstd = A(1) / std::sqrt(sums.sum() * per_channel + eps);
 
         for_blocks<A>(size, [&](Index c, auto block) {
-          Lanes<A> u = kept(c, block);
+          ChannelLanes<A> u = kept(c, block);
           if constexpr (Centred) u -= mean;
-          Lanes<A> y = u * rstd * block.load(weight + c);
+          ChannelLanes<A> y = u * rstd * block.load(weight + c);
           if (bias) y += block.load(bias + c);
           if (gate_last) {
-            const Lanes<A> gate = block.load(z + c);
+            const ChannelLanes<A> gate = block.load(z + c);
             y *= gate * sigmoid(gate);
           }
           block.store(out + c, y);

@@ -64,32 +64,32 @@ void add_norm_backward(const Inputs<T>& in, const Options& options, const View<c
       const A rstd = *row_pointer(rstd_in, row);
       A mean = 0;
       if constexpr (Centred) mean = *row_pointer(mean_in, row);
-      const auto normalised = [&](Index c, auto block) -> Lanes<A> {
-        const Lanes<A> r = kept ? block.load(kept + c) : stream.sum(c, block);
+      const auto normalised = [&](Index c, auto block) -> ChannelLanes<A> {
+        const ChannelLanes<A> r = kept ? block.load(kept + c) : stream.sum(c, block);
         if constexpr (Centred)
           return (r - mean) * rstd;
         else
           return r * rstd;
       };
-      const auto upstream_of_normalised = [&](Index c, auto block) -> Lanes<A> {
-        Lanes<A> g = Lanes<A>::Zero();
+      const auto upstream_of_normalised = [&](Index c, auto block) -> ChannelLanes<A> {
+        ChannelLanes<A> g = ChannelLanes<A>::Zero();
         if (dout) g = block.load(in.weight.data() + c) * block.load(dout + c);
         if (dout1) g += block.load(in.weight1.data() + c) * block.load(dout1 + c);
         return g * scale;
       };
 
-      Lanes<A> g_sums = Lanes<A>::Zero(), gh_sums = Lanes<A>::Zero();
+      ChannelLanes<A> g_sums = ChannelLanes<A>::Zero(), gh_sums = ChannelLanes<A>::Zero();
       for_blocks<A>(channels, [&](Index c, auto block) {
-        const Lanes<A> h = normalised(c, block), g = upstream_of_normalised(c, block);
+        const ChannelLanes<A> h = normalised(c, block), g = upstream_of_normalised(c, block);
         g_sums += g;
         gh_sums += g * h;
         if (dout) {
-          const Lanes<A> d = block.load(dout + c) * scale;
+          const ChannelLanes<A> d = block.load(dout + c) * scale;
           if (dw) add_to<A>(dw, c, d * h);
           if (db) add_to<A>(db, c, d);
         }
         if (dout1) {
-          const Lanes<A> d = block.load(dout1 + c) * scale;
+          const ChannelLanes<A> d = block.load(dout1 + c) * scale;
           if (dw1) add_to<A>(dw1, c, d * h);
           if (db1) add_to<A>(db1, c, d);
         }
@@ -100,13 +100,13 @@ void add_norm_backward(const Inputs<T>& in, const Options& options, const View<c
       T* const dx = gradients.dx ? row_pointer(gradients.dx, row) : nullptr;
       T* const dx1 = gradients.dx1 ? row_pointer(gradients.dx1, row) : nullptr;
       A* const dresidual = gradients.dresidual ? row_pointer(gradients.dresidual, row) : nullptr;
-      Lanes<A> x_sums = Lanes<A>::Zero();
+      ChannelLanes<A> x_sums = ChannelLanes<A>::Zero();
       for_blocks<A>(channels, [&](Index c, auto block) {
-        const Lanes<A> h = normalised(c, block), g = upstream_of_normalised(c, block);
-        Lanes<A> dr = rstd * (g - g_mean - h * gh_mean);
+        const ChannelLanes<A> h = normalised(c, block), g = upstream_of_normalised(c, block);
+        ChannelLanes<A> dr = rstd * (g - g_mean - h * gh_mean);
         if (dr_out) dr += block.load(dr_out + c);
         if (gradients.drowscale) x_sums += dr * block.load(stream.x + c);
-        if (dx) block.store(dx + c, Lanes<A>(dr * stream.rowscale));
+        if (dx) block.store(dx + c, ChannelLanes<A>(dr * stream.rowscale));
         if (dx1) block.store(dx1 + c, dr);
         if (dresidual) block.store(dresidual + c, dr);
       });

@@ -31,8 +31,8 @@ struct StreamRow {
         rowscale(in.rowscale ? *row_pointer(in.rowscale, row) : A(1)) {}
 
   template <class Block>
-  Lanes<A> sum(Index c, Block block) const {
-    Lanes<A> r = block.load(x + c) * rowscale;
+  ChannelLanes<A> sum(Index c, Block block) const {
+    ChannelLanes<A> r = block.load(x + c) * rowscale;
     if (x1) r += block.load(x1 + c);
     if (residual) r += block.load(residual + c);
     return r;
@@ -49,8 +49,9 @@ void add_norm_forward(const Inputs<T>& in, const Options& options, const OutputV
   const A eps = static_cast<A>(options.eps), scale = static_cast<A>(options.scale);
   const Index tile_rows = std::max<Index>(1, (Index{1} << 14) / std::max<Index>(1, channels));
 
-  const auto affine = [&](Index c, auto block, const Lanes<A>& normalised, const auto& weight, const auto& bias) {
-    Lanes<A> y = normalised * block.load(weight.data() + c);
+  const auto affine = [&](Index c, auto block, const ChannelLanes<A>& normalised, const auto& weight,
+                          const auto& bias) {
+    ChannelLanes<A> y = normalised * block.load(weight.data() + c);
     if (bias) y += block.load(bias.data() + c);
     return y;
   };
@@ -62,9 +63,9 @@ void add_norm_forward(const Inputs<T>& in, const Options& options, const OutputV
       // Later passes read the sum where it was stored: residual_out may lie over residual.
       const auto r_at = [&](Index c, auto block) { return kept ? block.load(kept + c) : stream.sum(c, block); };
 
-      Lanes<A> sums = Lanes<A>::Zero();
+      ChannelLanes<A> sums = ChannelLanes<A>::Zero();
       for_blocks<A>(channels, [&](Index c, auto block) {
-        const Lanes<A> r = stream.sum(c, block);
+        const ChannelLanes<A> r = stream.sum(c, block);
         if (kept) block.store(kept + c, r);
         if constexpr (Centred)
           sums += r;
@@ -76,7 +77,7 @@ void add_norm_forward(const Inputs<T>& in, const Options& options, const OutputV
         mean = sums.sum() * per_channel;
         sums.setZero();
         for_blocks<A>(channels, [&](Index c, auto block) {
-          const Lanes<A> centred = block.keep(Lanes<A>(r_at(c, block) - mean));
+          const ChannelLanes<A> centred = block.keep(ChannelLanes<A>(r_at(c, block) - mean));
           sums += centred * centred;
         });
       }
@@ -85,11 +86,11 @@ void add_norm_forward(const Inputs<T>& in, const Options& options, const OutputV
       T* const out = row_pointer<T>(outputs.out, row);
       T* const out1 = outputs.out1 ? row_pointer(outputs.out1, row) : nullptr;
       for_blocks<A>(channels, [&](Index c, auto block) {
-        Lanes<A> r = r_at(c, block);
+        ChannelLanes<A> r = r_at(c, block);
         if constexpr (Centred) r -= mean;
-        const Lanes<A> normalised = r * rstd;
-        block.store(out + c, Lanes<A>(scale * affine(c, block, normalised, in.weight, in.bias)));
-        if (out1) block.store(out1 + c, Lanes<A>(scale * affine(c, block, normalised, in.weight1, in.bias1)));
+        const ChannelLanes<A> normalised = r * rstd;
+        block.store(out + c, ChannelLanes<A>(scale * affine(c, block, normalised, in.weight, in.bias)));
+        if (out1) block.store(out1 + c, ChannelLanes<A>(scale * affine(c, block, normalised, in.weight1, in.bias1)));
       });
       if (mean_out) *row_pointer(mean_out, row) = mean;
       if (rstd_out) *row_pointer(rstd_out, row) = rstd;
