@@ -203,9 +203,12 @@ def main():
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1, fused=True)
         ids = torch.randint(args.vocab, (args.batch, args.length + 1))
         call = torch.compile(model) if mode == "compile" else model
+        for parameter in model.parameters():  # gradients and averages belong to the set-up
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
 
         def step():
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad(set_to_none=False)
             loss = call(ids[:, :-1], ids[:, 1:])
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -1,8 +1,7 @@
 // SPDX-FileCopyrightText: 2026 The diffmamba authors
 // SPDX-License-Identifier: Apache-2.0
-#include "conformance/hugging_face.hpp"
 #include "conformance/runner.hpp"
-#include "diffmamba/model/conversion.hpp"
+#include "diffmamba/io/hub_layouts.hpp"
 #include "diffmamba/model/language_model.hpp"
 #include "diffmamba/train/adamw.hpp"
 #include "diffmamba/train/clip.hpp"
@@ -14,44 +13,10 @@ namespace {
 template <class T>
 using Model = LanguageModel<cpu, T, T, Mamba2<T>, Differential<Mamba2<T>>>;
 
-ModelConfig model_config(const HuggingFaceConfig& config) {
-  const auto& m = config.mixer;
-  const auto number = [](Index value) { return static_cast<double>(value); };
-  return {.d_model = config.d_model,
-          .vocab_size = config.vocab_size,
-          .layers = all("mamba2", config.layers),
-          .mixer = {{"d_state", number(m.d_state)},
-                    {"d_conv", number(m.d_conv)},
-                    {"expand", number(m.expand)},
-                    {"headdim", number(m.headdim)},
-                    {"ngroups", number(m.ngroups)},
-                    {"norm_groups", std::string(name_of(m.norm_groups))},
-                    {"bias", m.bias},
-                    {"conv_bias", m.conv_bias},
-                    {"chunk_size", number(m.chunk_size)},
-                    {"dt_limit", m.dt_limit}},
-          .norm_epsilon = config.epsilon,
-          .tie_embeddings = config.tied,
-          .pad_vocab_size_multiple = 1};
-}
-
 /// read(name, parameter) for every parameter under the name that it has in the files.
 template <class ModelType, class Read>
 void visit_official(ModelType& model, Read&& read) {
   model.visit([&](std::string_view name, auto& parameter) { read(hugging_face_name(name), parameter); });
-}
-
-template <class ModelType>
-void load_folder(ModelType& model, const std::filesystem::path& folder) {
-  using T = typename ModelType::value_type;
-  SafetensorsFile file(folder / "model.safetensors");
-  std::size_t read = 0;
-  visit_official(model, [&](const std::string& name, auto& parameter) {
-    parameter.copy_from(file.tensor<T, std::remove_cvref_t<decltype(parameter)>::rank>(name));
-    ++read;
-  });
-  require(read == file.tensors().size(), folder.string(), ": ", file.tensors().size(), " tensors, but the model has ",
-          read);
 }
 
 /// Labels are the inputs; position t is held against label t + 1, the last against none.
@@ -61,14 +26,10 @@ Tensor<std::int32_t, 2> next_tokens(const Tensor<std::int32_t, 2>& labels) {
 
 template <class T>
 void convert(Case& golden) {
-  const HuggingFaceConfig config = read_hugging_face(golden.json("config"));
-  {
-    const auto on_disk = read_hugging_face(read_json(golden.folder() / "before" / "config.json"));
-    require(on_disk.d_model == config.d_model && on_disk.layers == config.layers,
-            "before/config.json is another model");
-  }
-  Model<T> before(model_config(config));
-  load_folder(before, golden.folder() / "before");
+  const Model<T> before = load_hugging_face<Model<T>>(golden.folder() / "before");
+  const ModelConfig config = model_config_from_hugging_face(golden.json("config"), "attribute config");
+  require(config.d_model == before.config().d_model && config.layers == before.config().layers,
+          "before/config.json and the attribute config are different models");
   const auto ids = golden.tensor<std::int32_t, 2>("in.input_ids");
   const auto targets = next_tokens(golden.tensor<std::int32_t, 2>("in.labels"));
   golden.check("out.logits_before", before.forward(ids));
@@ -84,11 +45,7 @@ void convert(Case& golden) {
     golden.check("out.after." + name, parameter.to_tensor());
   });
   // What the authors' own conversion wrote is the same model.
-  ModelConfig converted = model_config(config);
-  converted.layers = differential_layers(converted.layers, config.d_model, setting, converted.mixer);
-  Model<T> saved(converted);
-  load_folder(saved, golden.folder() / "after");
-  golden.check("out.logits", saved.forward(ids));
+  golden.check("out.logits", load_hugging_face<Model<T>>(golden.folder() / "after").forward(ids));
 
   golden.check("out.logits", after.forward(ids));
   after.zero_gradients();
@@ -121,12 +78,10 @@ void convert(Case& golden) {
 
 template <class T>
 void train(Case& golden) {
-  const HuggingFaceConfig config = read_hugging_face(golden.json("config"));
-  ModelConfig model_layers = model_config(config);
-  model_layers.layers =
-      differential_layers(model_layers.layers, config.d_model,
-                          parse_enum<Conversion>(golden.text("diffmamba_settings", "alternate")), model_layers.mixer);
-  Model<T> model(model_layers);
+  Json json = golden.json("config");
+  json["diffmamba"] = true;
+  json["diffmamba_settings"] = golden.text("diffmamba_settings", "alternate");
+  Model<T> model(model_config_from_hugging_face(json, "attribute config"));
   visit_official(model, [&](const std::string& name, auto& parameter) {
     parameter.copy_from(golden.tensor<T, std::remove_cvref_t<decltype(parameter)>::rank>("param." + name));
   });

@@ -1,7 +1,7 @@
 // SPDX-FileCopyrightText: 2026 The diffmamba authors
 // SPDX-License-Identifier: Apache-2.0
-#include "conformance/hugging_face.hpp"
 #include "conformance/modules.hpp"
+#include "diffmamba/io/hub_layouts.hpp"
 #include "diffmamba/nn/block.hpp"
 #include "diffmamba/nn/differential.hpp"
 #include "diffmamba/nn/mamba.hpp"
@@ -53,12 +53,15 @@ void block(Case& golden) {
 template <class T>
 void diff_mamba2_block(Case& golden) {
   using M = Differential<Mamba2<T>>;
-  const HuggingFaceConfig config = read_hugging_face(golden.json("config"));
-  const Index depth = golden.integer("layer_idx", 0);  // counts from 0
-  golden.expect_number("lambda_init", lambda_init(depth));
-  const typename M::Options options{.mixer = halved(config.mixer),
-                                    .differential = {.depth = depth, .eps = golden.number("subln_eps", 1e-5)}};
-  Block<M> block(config.d_model, options, {.eps = config.epsilon});
+  Json json = golden.json("config");  // that of the plain model
+  json["diffmamba"] = true;
+  json["diffmamba_settings"] = "all";
+  const ModelConfig config = model_config_from_hugging_face(json, "attribute config");
+  auto options = layer_options<M>(config, 0);
+  options.differential.depth = golden.integer("layer_idx", 0);  // counts from 0
+  options.differential.eps = golden.number("subln_eps", 1e-5);
+  golden.expect_number("lambda_init", lambda_init(options.differential.depth));
+  Block<M> block(config.d_model, options, {.eps = config.norm_epsilon});
   load_parameters(golden, block, hugging_face_name);
 
   const auto hidden = golden.tensor<T, 3>("in.hidden_states");
