@@ -149,9 +149,7 @@ requires(is_expression<E>) void evaluate_into(const View<T, Rank, DeviceType>& t
                 "diffmamba: operands live on different devices; copy one with to<cpu>(...) or to<cuda>(...)");
   static_assert(std::is_same_v<DeviceType, cpu>,
                 "diffmamba: expressions on a GPU need the CUDA header of the expressions");
-  static_assert(
-      E::rank == Rank,
-      "diffmamba: an expression is assigned to a tensor of its own rank; assign(target, expression) broadcasts");
+  static_assert(E::rank == Rank, DIFFMAMBA_OTHER_RANK);
   detail::check_target<T, E>();
   require(target.extents() == expression.extents(), "assignment: the target has the shape ", target.extents(),
           ", the expression ", expression.extents());
