@@ -146,37 +146,45 @@ void chunk_mixing_backward(const Plan<A>& plan, Index steps, bool first_head, Ba
   }
 }
 
-/// dy = dout silu(z), and dz where it is asked for; y is that of the forward pass without D x.
+/// dy = dout silu(z), and dz where it is asked for; y is that of the forward pass without D x. dy holds dout.
 template <class T, class A>
 void chunk_gate_backward(const Problem<T>& in, const Plan<A>& plan, Index b, Index begin, Index steps, Index h,
-                         const A* x, const A* D, const A* y, A* dy, const View<T, 4>& dz) {
-  for (Index t = 0; t < steps; ++t) {
-    const T* z = in.z.pointer(b, begin + t, h);
-    T* gate = dz ? dz.pointer(b, begin + t, h) : nullptr;
-    for (Index j = 0, i = t * plan.row_headdim; j < plan.headdim; ++j, ++i) {
-      const A value = static_cast<A>(z[j]), dout = dy[i];
-      dy[i] = dout * silu(value);
-      if (gate != nullptr) gate[j] = static_cast<T>(dout * (y[i] + D[j] * x[i]) * silu_derivative(value));
+                         const ForwardScratch<A>& f, A* dy, const View<T, 4>& dz) {
+  const Index row = plan.row_headdim;
+  const Packet<A> one = simd::pset1<Packet<A>>(A(1));
+  const A *x = f.x, *y = f.y;
+  for (Index t = 0; t < steps; ++t, x += row, y += row, dy += row) {
+    load_rows(in.z.pointer(b, begin + t, h), 0, 1, plan.headdim, f.z, row);
+    for (Index j = 0; j < row; j += packet_size<A>) {
+      const Packet<A> z = simd::ploadu<Packet<A>>(f.z + j), s = sigmoid_packet<A>(z);
+      const Packet<A> dout = simd::ploadu<Packet<A>>(dy + j);
+      const Packet<A> before_gate =
+          simd::pmadd(simd::ploadu<Packet<A>>(f.D + j), simd::ploadu<Packet<A>>(x + j), simd::ploadu<Packet<A>>(y + j));
+      const Packet<A> slope = simd::pmul(s, simd::pmadd(z, simd::psub(one, s), one));
+      simd::pstoreu(dy + j, simd::pmul(dout, simd::pmul(z, s)));
+      simd::pstoreu(f.z + j, simd::pmul(dout, simd::pmul(before_gate, slope)));
     }
+    if (dz) store_rows(f.z, row, 1, plan.headdim, dz.pointer(b, begin + t, h), 0);
   }
 }
 
-/// dx = dt du + D dy, dD += x dy, and x . du of every step.
-template <class A>
+/// dx = dt du + D dy into the caller's rows if there are any, dD += x dy, and x . du of every step.
+template <class T, class A>
 void chunk_input_backward(const Plan<A>& plan, Index steps, const A* dt, const A* x, const A* D, const A* dy, A* du,
-                          A* dD, A* x_du) {
-  const Index p = plan.row_headdim;
-  for (Index t = 0; t < steps; ++t) {
+                          A* dD, A* x_du, T* dx, Index dx_stride) {
+  const Index row = plan.row_headdim;
+  for (Index t = 0; t < steps; ++t, x += row, dy += row, du += row) {
     const Packet<A> step = simd::pset1<Packet<A>>(dt[t]);
     Packet<A> sum = simd::pset1<Packet<A>>(A(0));
-    for (Index j = 0; j < p; j += packet_size<A>) {
-      const Packet<A> x_t = simd::ploadu<Packet<A>>(x + t * p + j), dy_t = simd::ploadu<Packet<A>>(dy + t * p + j);
-      const Packet<A> du_t = simd::ploadu<Packet<A>>(du + t * p + j);
+    for (Index j = 0; j < row; j += packet_size<A>) {
+      const Packet<A> x_t = simd::ploadu<Packet<A>>(x + j), dy_t = simd::ploadu<Packet<A>>(dy + j);
+      const Packet<A> du_t = simd::ploadu<Packet<A>>(du + j);
       sum = simd::pmadd(x_t, du_t, sum);
       simd::pstoreu(dD + j, simd::pmadd(x_t, dy_t, simd::ploadu<Packet<A>>(dD + j)));
-      simd::pstoreu(du + t * p + j, simd::pmadd(step, du_t, simd::pmul(simd::ploadu<Packet<A>>(D + j), dy_t)));
+      simd::pstoreu(du + j, simd::pmadd(step, du_t, simd::pmul(simd::ploadu<Packet<A>>(D + j), dy_t)));
     }
     x_du[t] = simd::predux(sum);
+    if (dx != nullptr) store_rows(du, row, 1, plan.headdim, dx + t * dx_stride, 0);
   }
 }
 
@@ -239,7 +247,7 @@ void backward_tile(const Problem<T>& in, const Plan<A>& plan, Index index, Backw
         fill_zero(s.dy, steps * p);
       if (in.z) {
         chunk_output(plan, steps, decays, f.C, f.scores, has_state ? s.state : nullptr, p, u, f.mixing, f.y);
-        chunk_gate_backward(in, plan, b, begin, steps, h, f.x, f.D, f.y, s.dy, targets.dz);
+        chunk_gate_backward(in, plan, b, begin, steps, h, f, s.dy, targets.dz);
       }
 
       // Within the chunk.
@@ -276,11 +284,14 @@ void backward_tile(const Problem<T>& in, const Plan<A>& plan, Index index, Backw
         product<true>(Part::all, plan.d_state, p, steps, f.C, n, s.scaled, p, dstate, p, {.keep = decays.through});
 
       // Out of the chunk.
+      T* dx = targets.dx ? targets.dx.pointer(b, begin, h) : nullptr;
       if (in.log_decay) {
         if (targets.dlog_decay)
           for (Index t = 0; t < steps; ++t) targets.dlog_decay(b, begin + t, h) = s.dlog_decay[t];
+        if (dx != nullptr) store_rows(s.du, p, steps, plan.headdim, dx, targets.dx.stride(1));
       } else {
-        chunk_input_backward(plan, steps, decays.dt, f.x, f.D, s.dy, s.du, partials.dD + sum_of(h) * p, s.ddt);
+        chunk_input_backward(plan, steps, decays.dt, f.x, f.D, s.dy, s.du, partials.dD + sum_of(h) * p, s.ddt, dx,
+                             targets.dx.stride(1));
         const A a = in.A(h);
         A dA = A(0), ddt_bias = A(0);
         for (Index t = 0; t < steps; ++t) {
@@ -292,7 +303,6 @@ void backward_tile(const Problem<T>& in, const Plan<A>& plan, Index index, Backw
         partials.dA[sum_of(h)] += dA;
         partials.ddt_bias[sum_of(h)] += ddt_bias;
       }
-      if (targets.dx) store_rows(s.du, p, steps, plan.headdim, targets.dx.pointer(b, begin, h), targets.dx.stride(1));
     }
 
     product<false>(Part::lower_factor, steps, n, steps, s.dscores, q, f.B, n, s.dC, n, {.keep = A(1)});

@@ -23,7 +23,7 @@ struct ForwardScratch {
   A *scores, *mixing;  // (chunk, chunk): C B^T; times the decays
   A *x, *u, *y;        // (chunk, headdim); u: dt x, and then that decayed to the end of the chunk
   A* states;           // heads of the tile times (d_state, headdim)
-  A* D;                // (headdim)
+  A *D, *z;            // (headdim)
   Decays<A> decays;
 
   template <class Carve>
@@ -38,6 +38,7 @@ struct ForwardScratch {
         y(carve(p.chunk * p.row_headdim)),
         states(carve(p.heads * p.d_state * p.row_headdim)),
         D(carve(p.row_headdim)),
+        z(carve(p.row_headdim)),
         decays(carve, p.row_chunk) {}
 
   static std::size_t bytes(const Plan<A>& plan) {
@@ -65,28 +66,24 @@ void chunk_output(const Plan<A>& plan, Index steps, const Decays<A>& decays, con
   product<false>(Part::lower_factor, steps, p, steps, mixing, q, u, p, y, p, {.keep = state != nullptr ? A(1) : A(0)});
 }
 
-/// out = (y + D x) * silu(z), into the caller's rows.
+/// out = (y + D x) * silu(z), into the caller's rows. D and z are rows of scratch; D is loaded.
 template <class T, class A>
 void chunk_store(const Problem<T>& in, const Plan<A>& plan, Index b, Index begin, Index steps, Index h, const A* x,
-                 const A* D, A* y, const View<T, 4>& out) {
-  using Row = Eigen::Map<Eigen::Array<A, Eigen::Dynamic, 1>>;
-  using ConstRow = Eigen::Map<const Eigen::Array<A, Eigen::Dynamic, 1>>;
-  using Gate = Eigen::Map<const Eigen::Array<T, Eigen::Dynamic, 1>>;
-  const Index p = plan.row_headdim;
-  for (Index t = 0; t < steps; ++t) {
-    Row row(y + t * p, plan.headdim);
-    if (in.D || in.D_per_channel) row += ConstRow(D, plan.headdim) * ConstRow(x + t * p, plan.headdim);
-    if (in.z) {
-      if constexpr (std::is_same_v<T, A>) {
-        const Gate z(in.z.pointer(b, begin + t, h), plan.headdim);
-        row *= z / (A(1) + (-z).exp());
-      } else {
-        const T* z = in.z.pointer(b, begin + t, h);
-        for (Index j = 0; j < plan.headdim; ++j) row[j] *= silu(static_cast<A>(z[j]));
+                 const A* D, A* z, A* y, const View<T, 4>& out) {
+  const Index row = plan.row_headdim;
+  for (Index t = 0; t < steps; ++t, x += row, y += row) {
+    if (in.z) load_rows(in.z.pointer(b, begin + t, h), 0, 1, plan.headdim, z, row);
+    for (Index j = 0; j < row; j += packet_size<A>) {
+      Packet<A> value =
+          simd::pmadd(simd::ploadu<Packet<A>>(D + j), simd::ploadu<Packet<A>>(x + j), simd::ploadu<Packet<A>>(y + j));
+      if (in.z) {
+        const Packet<A> gate = simd::ploadu<Packet<A>>(z + j);
+        value = simd::pmul(value, simd::pmul(gate, sigmoid_packet<A>(gate)));
       }
+      simd::pstoreu(y + j, value);
     }
+    store_rows(y, row, 1, plan.headdim, out.pointer(b, begin + t, h), 0);
   }
-  store_rows(y, p, steps, plan.headdim, out.pointer(b, begin, h), out.stride(1));
 }
 
 /// All chunks of one tile. `saved` (batch, chunks, nheads, d_state, headdim) may be absent.
@@ -127,7 +124,7 @@ void forward_tile(const Problem<T>& in, const Plan<A>& plan, Index index, Forwar
                       {.keep = decays.through});
       }
       load_D(in, h, plan.headdim, p, scratch.D);
-      chunk_store(in, plan, b, begin, steps, h, scratch.x, scratch.D, scratch.y, out);
+      chunk_store(in, plan, b, begin, steps, h, scratch.x, scratch.D, scratch.z, scratch.y, out);
     }
   }
   if (final_state)

@@ -99,6 +99,13 @@ A dot(const A* a, const A* b, Index n) {
   return simd::predux(sum);
 }
 
+/// 1 / (1 + e^-x)
+template <class A>
+Packet<A> sigmoid_packet(const Packet<A>& x) {
+  const Packet<A> one = simd::pset1<Packet<A>>(A(1));
+  return simd::pdiv(one, simd::padd(one, simd::pexp(simd::pnegate(x))));
+}
+
 #if defined(__GNUC__)  // g++ remarks that a packet in a template argument loses its alignment attribute; it does not
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wignored-attributes"
