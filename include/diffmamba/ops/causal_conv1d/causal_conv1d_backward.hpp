@@ -29,58 +29,55 @@ struct TileLines {
   Index stride;
 };
 
+/// One run of tokens of one piece of the channels.
 template <int Width, class T>
-class RunBackward {
- public:
+struct RunBackward {
   using A = accumulate_t<T>;
+  Sequence<Width, T> from;
+  TileLines<A> lines;
+  bool silu;
 
-  RunBackward(const Sequence<Width, T>& from, bool silu, Index length, const T* dout, Index dout_stride,
-              const TileLines<A>& lines)
-      : from_(from), silu_(silu), length_(length), dout_(dout), dout_stride_(dout_stride), lines_(lines) {}
+  A* ring_row(Index t) const { return lines.ring + t % from.width() * lines.stride; }
 
-  /// g_t into the ring; `sums`: the tokens of this run also add to the parameters' gradients.
+  /// g_t into the ring.
   template <class Block>
-  void compute(Index t, Index c, Block block, bool sums) const {
-    A* const ring = lines_.ring + t % from_.width() * lines_.stride + c;
-    if (t >= length_ || !dout_) {
-      block.store(ring, ChannelLanes<A>(ChannelLanes<A>::Zero()));
-      return;
-    }
-    ChannelLanes<A> g = block.load(dout_ + t * dout_stride_ + c);
-    if (silu_) {
-      const ChannelLanes<A> p = from_.sum(t, c, block);
+  ChannelLanes<A> gradient(Index t, const T* dout, A* ring, Index c, Block block) const {
+    ChannelLanes<A> g = block.load(dout + c);
+    if (silu) {
+      const ChannelLanes<A> p = from.sum(t, c, block);
       g *= silu_derivative(p, ChannelLanes<A>(sigmoid(p)));
     }
-    block.store(ring, g);
-    if (!sums) return;
-    if (lines_.dbias) block.store(lines_.dbias + c, ChannelLanes<A>(block.load(lines_.dbias + c) + g));
-    if (lines_.dweight)
-      for (Index w = 0; w < from_.width(); ++w) {
-        A* const line = lines_.dweight + w * lines_.stride + c;
-        block.store(line, ChannelLanes<A>(block.load(line) + g * from_.input(t - (from_.width() - 1) + w, c, block)));
-      }
+    block.store(ring + c, g);
+    return g;
   }
-
+  /// g_t x_{t - (W - 1) + w} to the sums of dweight_w, g_t to that of dbias.
+  template <class Block>
+  void add_to_parameters(Index t, const ChannelLanes<A>& g, Index c, Block block) const {
+    if (lines.dbias) block.store(lines.dbias + c, ChannelLanes<A>(block.load(lines.dbias + c) + g));
+    if (!lines.dweight) return;
+    const Index first = t - (from.width() - 1);
+    A* line = lines.dweight + c;
+    if (first >= 0) {
+      const T* x = from.x + first * from.x_stride + c;
+      for (Index w = 0; w < from.width(); ++w, line += lines.stride, x += from.x_stride)
+        block.store(line, ChannelLanes<A>(block.load(line) + g * block.load(x)));
+    } else {
+      for (Index w = 0; w < from.width(); ++w, line += lines.stride)
+        block.store(line, ChannelLanes<A>(block.load(line) + g * from.input(first + w, c, block)));
+    }
+  }
   /// dx_s from g_s, ..., g_{s + W - 1} in the ring; those before 0 are 0.
   template <class Block>
   ChannelLanes<A> input_gradient(Index s, Index c, Block block) const {
     ChannelLanes<A> result = ChannelLanes<A>::Zero();
-    for (Index w = 0; w < from_.width(); ++w) {
-      const Index t = s + from_.width() - 1 - w;
+    const A* weight = from.weight + c;
+    for (Index w = 0; w < from.width(); ++w, weight += from.weight_stride) {
+      const Index t = s + from.width() - 1 - w;
       if (t < 0) break;
-      result += block.load(from_.weight + w * from_.weight_stride + c) *
-                block.load(lines_.ring + t % from_.width() * lines_.stride + c);
+      result += block.load(weight) * block.load(static_cast<const A*>(ring_row(t) + c));
     }
     return result;
   }
-
- private:
-  Sequence<Width, T> from_;
-  bool silu_;
-  Index length_;
-  const T* dout_;
-  Index dout_stride_;
-  TileLines<A> lines_;
 };
 
 template <int Width, class T>
@@ -112,33 +109,49 @@ void convolve_backward(const Inputs<T>& in, const Options& options, const Output
       const Index b = run / runs.per_sequence, begin = run % runs.per_sequence * tile_tokens;
       const Index end = std::min(length, begin + tile_tokens);
       const Index first_s = begin == 0 ? -state : begin;
-      for (Index piece = 0; piece < paths; ++piece)
-        for (Index c0 = 0; c0 < channels; c0 += tile_channels) {
-          const Index strip = std::min(channels - c0, tile_channels), offset = piece * channels;
-          const RunBackward<Width, T> backward(sequence<Width>(in, x, weight, b, piece), silu, length,
-                                               dout ? dout.pointer(b, Index{0}, piece) : nullptr, dout.stride(1),
-                                               {.ring = ring_line + offset,
-                                                .dweight = dweight_line ? dweight_line + offset : nullptr,
-                                                .dbias = dbias_line ? dbias_line + offset : nullptr,
-                                                .stride = all_channels});
-          for (Index t = begin; t < end + state; ++t) {
-            const Index s = t - state;
-            for_blocks<A>(strip, [&](Index i, auto block) {
-              const Index c = c0 + i;
-              backward.compute(t, c, block, t < end);
-              if (s < first_s || (s >= 0 ? !dx : !gradients.dinitial_state)) return;
-              ChannelLanes<A> d = backward.input_gradient(s, c, block);
-              if (upstream.dfinal_state && s >= length - state)
-                d += block.gather(upstream.dfinal_state.pointer(b, offset + c, s - (length - state)),
-                                  upstream.dfinal_state.stride(1));
-              if (s >= 0)
-                block.store(dx.pointer(b, s, piece, c), d);
-              else
-                block.scatter(gradients.dinitial_state.pointer(b, offset + c, s + state),
-                              gradients.dinitial_state.stride(1), d);
+      for (Index piece = 0; piece < paths; ++piece) {
+        const Index offset = piece * channels;
+        const RunBackward<Width, T> backward{.from = sequence<Width>(in, x, weight, b, piece),
+                                             .lines = {.ring = ring_line + offset,
+                                                       .dweight = dweight_line ? dweight_line + offset : nullptr,
+                                                       .dbias = dbias_line ? dbias_line + offset : nullptr,
+                                                       .stride = all_channels},
+                                             .silu = silu};
+        for (Index t = begin; t < end + state; ++t) {
+          // Row t of g, which is 0 past the end, and what it adds to the parameters' gradients.
+          A* const ring = backward.ring_row(t);
+          if (t < length && dout) {
+            const T* const dout_row = dout.pointer(b, t, piece);
+            for_blocks<A>(channels, [&](Index c, auto block) {
+              const ChannelLanes<A> g = backward.gradient(t, dout_row, ring, c, block);
+              if (t < end) backward.add_to_parameters(t, g, c, block);
             });
+          } else {
+            std::fill_n(ring, channels, A(0));
+          }
+          // It completes the gradient of x_s, or of a column of the initial state.
+          const Index s = t - state;
+          if (s < first_s || (s >= 0 ? !dx : !gradients.dinitial_state)) continue;
+          const A* const dfinal = upstream.dfinal_state && s >= length - state
+                                      ? upstream.dfinal_state.pointer(b, offset, s - (length - state))
+                                      : nullptr;
+          const Index dfinal_stride = upstream.dfinal_state.stride(1);
+          const auto complete = [&](Index c, auto block) {
+            ChannelLanes<A> d = backward.input_gradient(s, c, block);
+            if (dfinal) d += block.gather(dfinal + c * dfinal_stride, dfinal_stride);
+            return d;
+          };
+          if (s >= 0) {
+            T* const dx_row = dx.pointer(b, s, piece);
+            for_blocks<A>(channels, [&](Index c, auto block) { block.store(dx_row + c, complete(c, block)); });
+          } else {
+            A* const column = gradients.dinitial_state.pointer(b, offset, s + state);
+            const Index stride = gradients.dinitial_state.stride(1);
+            for_blocks<A>(channels,
+                          [&](Index c, auto block) { block.scatter(column + c * stride, stride, complete(c, block)); });
           }
         }
+      }
     }
   });
 

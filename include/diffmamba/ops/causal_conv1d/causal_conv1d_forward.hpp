@@ -13,7 +13,7 @@ namespace detail {
 
 using namespace diffmamba::detail;
 
-inline constexpr Index tile_tokens = 128, tile_channels = 512;
+inline constexpr Index tile_tokens = 128, tile_channels = 2048;
 
 /// Backward sums parameter gradients over runs of tokens; at most 64 tiles take equal shares of the runs.
 struct Runs {
