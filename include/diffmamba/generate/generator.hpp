@@ -60,7 +60,7 @@ class Generation {
       return *this;
     }
     void operator++(int) { ++*this; }
-    friend bool operator==(const Iterator& a, std::default_sentinel_t) { return a.generation->done_; }
+    bool operator==(std::default_sentinel_t) const { return generation->done_; }
   };
   Iterator begin() {
     draw();

@@ -85,9 +85,14 @@ class Trainer {
   const TrainingProgress& progress() const { return progress_; }
   AdamW<T>& optimizer() { return optimizer_; }
 
-  TrainingOutcome run() {
+  /// Throws Error if the folder holds another run, which run() would do too.
+  void check() const {
     require(resumed_ || !latest_checkpoint(options_.folder), options_.folder.string(),
             ": there is a run already; resume it or take another folder");
+  }
+
+  TrainingOutcome run() {
+    check();
     create_folder(options_.folder);
     const Index first = progress_.step;
     CsvLog csv(options_.folder / "log.csv",
