@@ -2,6 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <type_traits>  // std::type_identity_t
+
 #include "diffmamba/ops/cross_entropy/cross_entropy.hpp"
 #include "diffmamba/ops/cross_entropy/cross_entropy_forward.hpp"
 
@@ -34,8 +36,9 @@ void finish_gradient(const S* row, Index size, Index columns, Index label, S dlo
 
 /// dloss: (1), or (rows) with Reduction::none. dlogits: (rows, vocab_padded), rows contiguous; may be the logits.
 template <class T, class Label>
-void backward(const Inputs<T, Label>& in, const Saved<T>& saved, const View<const accumulate_t<T>, 1>& dloss,
-              const View<T, 2>& dlogits) {
+void backward(const Inputs<T, Label>& in, const Saved<T>& saved,
+              const std::type_identity_t<View<const accumulate_t<T>, 1>>& dloss,
+              const std::type_identity_t<View<T, 2>>& dlogits) {
   using S = accumulate_t<T>;
   using P = Packet<S>;
   const Options& options = saved.options;
@@ -67,9 +70,10 @@ void backward(const Inputs<T, Label>& in, const Saved<T>& saved, const View<cons
 }
 
 template <class T, class Label>
-Tensor<T, 2> backward(const Inputs<T, Label>& in, const Saved<T>& saved, const Tensor<accumulate_t<T>, 1>& dloss) {
+Tensor<T, 2> backward(const Inputs<T, Label>& in, const Saved<T>& saved,
+                      const std::type_identity_t<View<const accumulate_t<T>, 1>>& dloss) {
   auto dlogits = Tensor<T, 2>::uninitialized(in.logits.extents());
-  backward(in, saved, dloss.view(), dlogits.view());
+  backward(in, saved, dloss, dlogits);
   return dlogits;
 }
 
@@ -77,7 +81,7 @@ Tensor<T, 2> backward(const Inputs<T, Label>& in, const Saved<T>& saved, const T
 /// be the logits: then no second array of their size exists. scale is where an accumulated step puts its 1 / steps.
 template <class T, class Label>
 void forward_backward(const Inputs<T, Label>& in, const Options& options, const Outputs<T>& outputs,
-                      const View<T, 2>& dlogits, Workspace<cpu>& workspace, double scale = 1) {
+                      const std::type_identity_t<View<T, 2>>& dlogits, Workspace<cpu>& workspace, double scale = 1) {
   using S = accumulate_t<T>;
   using P = Packet<S>;
   const Index kept = check(in, options);
@@ -116,7 +120,7 @@ void forward_backward(const Inputs<T, Label>& in, const Options& options, const 
 
 template <class T, class Label>
 Tensor<accumulate_t<T>, 1> forward_backward(const Inputs<T, Label>& in, const Options& options,
-                                            const View<T, 2>& dlogits, double scale = 1) {
+                                            const std::type_identity_t<View<T, 2>>& dlogits, double scale = 1) {
   const Index rows = in.logits.extent(0);
   auto loss = Tensor<accumulate_t<T>, 1>::uninitialized({loss_size(rows, options)});
   Workspace<cpu> workspace(workspace_bytes<T>(rows));

@@ -10,8 +10,13 @@ namespace diffmamba::dropout {
 
 /// dx may be dout.
 template <class T, int Rank>
-void backward(const View<T, Rank>& dout, const Options& options, const View<std::remove_const_t<T>, Rank>& dx) {
+void backward(const View<T, Rank>& dout, const Options& options,
+              const std::type_identity_t<View<std::remove_const_t<T>, Rank>>& dx) {
   forward(dout, options, dx);
+}
+template <class T, int Rank>
+void backward(const Tensor<T, Rank>& dout, const Options& options, const std::type_identity_t<View<T, Rank>>& dx) {
+  forward(dout.view(), options, dx);
 }
 template <class T, int Rank>
 Tensor<std::remove_const_t<T>, Rank> backward(const View<T, Rank>& dout, const Options& options) {

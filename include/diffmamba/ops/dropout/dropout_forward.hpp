@@ -2,8 +2,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <algorithm>  // std::min
-#include <cstdint>    // std::uint64_t
+#include <algorithm>    // std::min
+#include <cstdint>      // std::uint64_t
+#include <type_traits>  // std::type_identity_t
 
 #include "diffmamba/device/parallel.hpp"
 #include "diffmamba/ops/dropout/dropout.hpp"
@@ -12,8 +13,10 @@ namespace diffmamba::dropout {
 
 /// out = x with the mask of the options and the scale 1 / (1 - p); any strides; out may be x.
 template <class T, int Rank>
-void forward(const View<const T, Rank>& x, const Options& options, const View<T, Rank>& out) {
-  using S = accumulate_t<T>;
+void forward(const View<T, Rank>& x, const Options& options,
+             const std::type_identity_t<View<std::remove_const_t<T>, Rank>>& out) {
+  using Value = std::remove_const_t<T>;
+  using S = accumulate_t<Value>;
   static_assert(Rank >= 1, "dropout: a scalar has no elements to drop");
   check(options);
   require_shape("dropout", "out", out, x.extents());
@@ -39,20 +42,20 @@ void forward(const View<const T, Rank>& x, const Options& options, const View<T,
         if (i % 4 == 0) words = options.random(static_cast<std::uint64_t>(i / 4));
         const bool kept = words[static_cast<int>(i % 4)] >= threshold;
         out.data()[to + column * out_step] =
-            kept ? static_cast<T>(static_cast<S>(x.data()[from + column * x_step]) * scale) : T(S(0));
+            kept ? static_cast<Value>(static_cast<S>(x.data()[from + column * x_step]) * scale) : Value(S(0));
       }
     }
   });
 }
 template <class T, int Rank>
-requires(!std::is_const_v<T>) void forward(const View<T, Rank>& x, const Options& options, const View<T, Rank>& out) {
-  forward(View<const T, Rank>(x), options, out);
+void forward(const Tensor<T, Rank>& x, const Options& options, const std::type_identity_t<View<T, Rank>>& out) {
+  forward(x.view(), options, out);
 }
 
 template <class T, int Rank>
 Tensor<std::remove_const_t<T>, Rank> forward(const View<T, Rank>& x, const Options& options) {
   auto out = Tensor<std::remove_const_t<T>, Rank>::uninitialized(x.extents());
-  forward(x, options, out.view());
+  forward(x, options, out);
   return out;
 }
 template <class T, int Rank>

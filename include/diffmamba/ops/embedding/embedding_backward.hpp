@@ -2,7 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <algorithm>  // std::min, std::fill_n
+#include <algorithm>    // std::min, std::fill_n
+#include <type_traits>  // std::type_identity_t
 
 #include "diffmamba/core/gradient_mode.hpp"
 #include "diffmamba/device/parallel.hpp"
@@ -15,8 +16,8 @@ namespace diffmamba::embedding {
 
 /// Writes or adds into dweight: (vocab_size, d_model), rows contiguous. Rows of unused tokens are 0, or left alone.
 template <class T, class Token>
-void backward(const Inputs<T, Token>& in, const View<const T, 3>& dout, const View<accumulate_t<T>, 2>& dweight,
-              GradientMode mode = GradientMode::assign) {
+void backward(const Inputs<T, Token>& in, const std::type_identity_t<View<const T, 3>>& dout,
+              const std::type_identity_t<View<accumulate_t<T>, 2>>& dweight, GradientMode mode = GradientMode::assign) {
   using S = accumulate_t<T>;
   check(in);
   const Index batch = in.tokens.extent(0), length = in.tokens.extent(1), d_model = in.weight.extent(1);
@@ -42,9 +43,9 @@ void backward(const Inputs<T, Token>& in, const View<const T, 3>& dout, const Vi
 }
 
 template <class T, class Token>
-Tensor<accumulate_t<T>, 2> backward(const Inputs<T, Token>& in, const View<const T, 3>& dout) {
+Tensor<accumulate_t<T>, 2> backward(const Inputs<T, Token>& in, const std::type_identity_t<View<const T, 3>>& dout) {
   auto dweight = Tensor<accumulate_t<T>, 2>::uninitialized(in.weight.extents());
-  backward(in, dout, dweight.view());
+  backward(in, dout, dweight);
   return dweight;
 }
 

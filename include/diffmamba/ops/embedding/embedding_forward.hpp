@@ -2,7 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <algorithm>  // std::min, std::max, std::copy_n
+#include <algorithm>    // std::min, std::max, std::copy_n
+#include <type_traits>  // std::type_identity_t
 
 #include "diffmamba/device/parallel.hpp"
 #include "diffmamba/ops/embedding/embedding.hpp"
@@ -11,7 +12,7 @@ namespace diffmamba::embedding {
 
 /// out[b, t] = weight[tokens[b, t]], into the caller's memory: (batch, length, d_model), rows contiguous.
 template <class T, class Token>
-void forward(const Inputs<T, Token>& in, const View<T, 3>& out) {
+void forward(const Inputs<T, Token>& in, const std::type_identity_t<View<T, 3>>& out) {
   check(in);
   const Index batch = in.tokens.extent(0), length = in.tokens.extent(1), d_model = in.weight.extent(1);
   require_shape("embedding", "out", out, Extents<3>{batch, length, d_model});
@@ -28,7 +29,7 @@ void forward(const Inputs<T, Token>& in, const View<T, 3>& out) {
 template <class T, class Token>
 Tensor<T, 3> forward(const Inputs<T, Token>& in) {
   auto out = Tensor<T, 3>::uninitialized({in.tokens.extent(0), in.tokens.extent(1), in.weight.extent(1)});
-  forward(in, out.view());
+  forward(in, out);
   return out;
 }
 
