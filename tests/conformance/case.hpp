@@ -257,7 +257,7 @@ class Case {
         }
         const double error = std::abs(g - w), allowed = absolute_ * scale + relative_ * std::abs(w);
         const double fraction = std::isnan(error) ? HUGE_VAL : error == 0 ? 0 : error / allowed;
-        if (fraction > result.fraction || (i == 0 && result.allowed == 0)) {
+        if (fraction > result.fraction || result.allowed == 0) {
           result.fraction = fraction;
           result.error = error;
           result.allowed = allowed;

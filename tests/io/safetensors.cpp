@@ -55,11 +55,16 @@ TEST_CASE("safetensors: what is written is read, dense or strided, in any floati
                     {"ids", ids},
                     {"c", c},
                     {"scalar", scalar},
-                    {"none", none}},
+                    {"none", none},
+                    {"made", Dtype::float32, Extents<1>{2},
+                     [] {
+                       return std::make_shared<std::array<float, 2>>(std::array{3.0f, 4.0f});
+                     }}},
                    {{"step", "3"}});
   SafetensorsFile file(path);
   CHECK(file.metadata().at("step") == "3");
-  CHECK(file.tensors().size() == 8);
+  CHECK(file.tensors().size() == 9);
+  CHECK(file.values<float>("made") == std::vector{3.0f, 4.0f});
   const auto a2 = file.tensor<float, 2>("a");
   for (Index i = 0; i < a.size(); ++i) CHECK(a2.data()[i] == a.data()[i]);
   const auto columns = file.tensor<double, 2>("a.columns");

@@ -46,6 +46,22 @@ TEST_CASE("config: which mixer stands where") {
   CHECK(all("a", 0).empty());
 }
 
+TEST_CASE("config: layers and options as a command line names them") {
+  CHECK(names(parse_layers("a", 3)) == "aaa");
+  CHECK(names(parse_layers("alternating:a,b", 3)) == "aba");
+  CHECK(names(parse_layers("last_quarter:a,b", 4)) == "aaab");
+  CHECK(names(parse_layers("a,b,c", 3)) == "abc");
+  CHECK_THROWS_WITH_AS(parse_layers("a,b", 3), "layers \"a,b\": 2 names for 3 layers", Error);
+  CHECK_THROWS_WITH_AS(parse_layers("each:a,b", 3),
+                       "layers \"each:a,b\": expected alternating: or last_quarter: before two names", Error);
+  CHECK_THROWS_WITH_AS(parse_layers("alternating:a", 3),
+                       "layers \"alternating:a\": expected two names behind alternating:", Error);
+  CHECK(parse_option_value("true") == OptionValue(true));
+  CHECK(parse_option_value("64") == OptionValue(64.0));
+  CHECK(parse_option_value("1e-3:inf") == OptionValue(std::array<double, 2>{1e-3, HUGE_VAL}));
+  CHECK(parse_option_value("after") == OptionValue(std::string("after")));
+}
+
 TEST_CASE("config: options reach the mixer that has them, the layer's own last") {
   ModelConfig config{
       .d_model = 8,

@@ -9,8 +9,10 @@
 #include <cstring>      // std::memcpy
 #include <filesystem>   // std::filesystem::path
 #include <fstream>      // std::ifstream
+#include <functional>   // std::function
 #include <limits>       // std::numeric_limits
 #include <map>          // std::map
+#include <memory>       // std::shared_ptr
 #include <optional>     // std::optional
 #include <span>         // std::span
 #include <string>       // std::string
@@ -301,24 +303,40 @@ class SafetensorsFile {
   SafetensorsHeader header_;
 };
 
-/// A tensor of somebody else under the name that it gets in the file. Strided tensors are written densely.
+/// A tensor under the name that it gets in the file: a view of somebody else's memory (strided ones are written
+/// densely), or a function that makes the elements when their turn comes, so that only one such tensor is in memory at
+/// a time.
 struct NamedTensor {
   std::string name;
   Dtype dtype;
   std::vector<Index> shape, strides;  // strides in elements
-  const void* data;
+  const void* data = nullptr;
+  std::function<std::shared_ptr<const void>()> make = {};  // row-major elements, if data is null
 
   template <class T, int Rank>
   NamedTensor(std::string tensor_name, const View<T, Rank, cpu>& view)
-      : name(std::move(tensor_name)), dtype(dtype_of<T>), data(view.data()) {
-    for (int axis = 0; axis < Rank; ++axis) {
-      shape.push_back(view.extent(axis));
-      strides.push_back(view.stride(axis));
-    }
+      : NamedTensor(std::move(tensor_name), dtype_of<T>, view.extents(), view.strides()) {
+    data = view.data();
   }
   template <class T, int Rank>
   NamedTensor(std::string tensor_name, const Tensor<T, Rank>& tensor)
       : NamedTensor(std::move(tensor_name), tensor.view()) {}
+  template <int Rank>
+  NamedTensor(std::string tensor_name, Dtype type, const Extents<Rank>& extents,
+              std::function<std::shared_ptr<const void>()> maker)
+      : NamedTensor(std::move(tensor_name), type, extents, row_major(extents)) {
+    make = std::move(maker);
+  }
+
+ private:
+  template <int Rank>
+  NamedTensor(std::string tensor_name, Dtype type, const Extents<Rank>& extents, const Strides<Rank>& steps)
+      : name(std::move(tensor_name)), dtype(type) {
+    for (int axis = 0; axis < Rank; ++axis) {
+      shape.push_back(extents[axis]);
+      strides.push_back(steps[axis]);
+    }
+  }
 };
 
 /// Writes the file atomically: a full disk or a killed process leaves the old file as it was.
@@ -360,14 +378,16 @@ inline void save_safetensors(const std::filesystem::path& path, std::vector<Name
     while (axis > 0 && (tensor.shape[axis - 1] == 1 || tensor.strides[axis - 1] == run)) run *= tensor.shape[--axis];
     Index rows = 1;
     for (std::size_t outer = 0; outer < axis; ++outer) rows *= tensor.shape[outer];
-    if (run == 0) continue;
+    if (run == 0 || rows == 0) continue;
+    const std::shared_ptr<const void> made = tensor.data == nullptr ? tensor.make() : nullptr;
+    const char* first = static_cast<const char*>(made ? made.get() : tensor.data);
     for (Index row = 0; row < rows; ++row) {
       Index rest = row, from = 0;
       for (std::size_t outer = axis; outer-- > 0;) {
         from += rest % tensor.shape[outer] * tensor.strides[outer];
         rest /= tensor.shape[outer];
       }
-      const char* data = static_cast<const char*>(tensor.data) + from * static_cast<Index>(element);
+      const char* data = first + from * static_cast<Index>(element);
       const std::size_t bytes = static_cast<std::size_t>(run) * element;
       if (bytes >= (1u << 20)) {
         flush();

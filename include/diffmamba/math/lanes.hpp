@@ -11,6 +11,9 @@
 #if defined(__GNUC__)
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wignored-attributes"  // a register type as a template argument
+#if !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // an AVX-512 intrinsic of g++ 12 (GCC bug 105593)
+#endif
 #endif
 
 namespace diffmamba {

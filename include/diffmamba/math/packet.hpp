@@ -100,7 +100,12 @@ inline Raw power_of_two(const Raw& whole) {
 inline Packet<float> exp2_scaled(Packet<float> whole, Packet<float> f) {
   static constexpr float twice[] = {2.0f,           1.386294430f,    0.4804530557f,   0.1110062110f,
                                     0.01923538583f, 0.002681328914f, 0.0003118939415f};
-  return polynomial(f, twice) * Packet<float>(power_of_two(whole.raw));
+  using P = Packet<float>;
+  const P scale = power_of_two(whole.raw), f2 = f * f;
+  const P low = multiply_add(P::all(twice[1]), f, P::all(twice[0]));
+  const P middle = multiply_add(P::all(twice[3]), f, P::all(twice[2]));
+  const P high = multiply_add(P::all(twice[6]), f2, multiply_add(P::all(twice[5]), f, P::all(twice[4])));
+  return multiply_add(multiply_add(high, f2, middle), f2, low) * scale;
 }
 inline Packet<double> exp2_scaled(Packet<double> n, Packet<double> f) {
   static constexpr double c[] = {1.0,

@@ -2,9 +2,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <algorithm>    // std::min
 #include <array>        // std::array
 #include <cmath>        // std::floor
+#include <cstdlib>      // std::strtod
 #include <map>          // std::map
+#include <optional>     // std::optional
 #include <string>       // std::string
 #include <string_view>  // std::string_view
 #include <utility>      // std::pair
@@ -65,6 +68,46 @@ inline Layers alternating(const LayerConfig& even, const LayerConfig& odd, Index
   Layers result = all(even, layers);
   for (std::size_t i = 1; i < result.size(); i += 2) result[i] = odd;
   return result;
+}
+
+/// Layers as a command line names them: "mamba2" (all of them), "alternating:diff_mamba2,mamba2",
+/// "last_quarter:mamba2,diff_mamba2", or a list of as many names as there are layers.
+inline Layers parse_layers(const std::string& text, Index layers) {
+  std::vector<std::string> names;
+  const auto colon = text.find(':');
+  for (std::size_t at = colon == std::string::npos ? 0 : colon + 1; at <= text.size();) {
+    const std::size_t comma = std::min(text.find(',', at), text.size());
+    names.push_back(text.substr(at, comma - at));
+    at = comma + 1;
+  }
+  if (colon != std::string::npos) {
+    const std::string how = text.substr(0, colon);
+    require(how == "alternating" || how == "last_quarter", "layers \"", text,
+            "\": expected alternating: or last_quarter: before two names");
+    require(names.size() == 2, "layers \"", text, "\": expected two names behind ", how, ":");
+    return how == "alternating" ? alternating(names[0], names[1], layers) : last_quarter(names[0], names[1], layers);
+  }
+  if (names.size() == 1) return all(names[0], layers);
+  require(static_cast<Index>(names.size()) == layers, "layers \"", text, "\": ", names.size(), " names for ", layers,
+          " layers");
+  return Layers(names.begin(), names.end());
+}
+
+/// A value of an option as a command line gives it: true or false, a number, two numbers with a colon, or a name.
+inline OptionValue parse_option_value(const std::string& text) {
+  if (text == "true" || text == "false") return text == "true";
+  const auto number = [](const std::string& part) -> std::optional<double> {
+    char* end = nullptr;
+    const double value = std::strtod(part.c_str(), &end);
+    if (part.empty() || *end != '\0') return std::nullopt;
+    return value;
+  };
+  if (const auto value = number(text)) return *value;
+  if (const auto colon = text.find(':'); colon != std::string::npos) {
+    const auto low = number(text.substr(0, colon)), high = number(text.substr(colon + 1));
+    if (low && high) return std::array<double, 2>{*low, *high};
+  }
+  return text;
 }
 
 /// A language model: what stands in config.json beside the weights. Names and defaults are those of the official

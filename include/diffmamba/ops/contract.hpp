@@ -17,6 +17,14 @@ void require_dense_rows(const char* op, const char* name, const View<T, Rank, D>
        view.stride(Rank - 1));
 }
 
+template <class T, class D>
+void require_dense_rows(const char* op, const char* name, const ChannelView<T, D>& view) {
+  if (view.pieces().extent(3) <= 1 || view.pieces().stride(3) == 1) [[likely]]
+    return;
+  fail(op, ": ", name, ", ", view.extents(), ", must be dense along its last axis; its stride there is ",
+       view.pieces().stride(3));
+}
+
 /// Shape and dense rows of an operand that may be left out.
 template <class T, int Rank, class D>
 void require_operand(const char* op, const char* name, const View<T, Rank, D>& view, const Extents<Rank>& expected) {
@@ -48,7 +56,7 @@ void require_operand(const char* op, const char* name, const ChannelView<T, D>& 
                      Index paths) {
   if (!view) return;
   if (!(view.extents() == expected)) fail(op, ": ", name, " has the shape ", view.extents(), ", expected ", expected);
-  require_dense_rows(op, name, view.pieces());
+  require_dense_rows(op, name, view);
   require(view.paths() == 1 || view.paths() == paths, op, ": the channels of ", name, " lie in ", view.paths(),
           " pieces, those of another operand in ", paths);
 }

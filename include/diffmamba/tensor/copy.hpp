@@ -119,7 +119,7 @@ Tensor<To, Rank> to_tensor(const View<From, Rank, cpu>& from) {
   copy(from, result.view());
   return result;
 }
-template <class From, int Rank>
+template <int Rank, class From>  // Rank first: to_tensor<float>(view) can only mean the one above
 Tensor<std::remove_const_t<From>, Rank> to_tensor(const View<From, Rank, cpu>& from) {
   return to_tensor<std::remove_const_t<From>>(from);
 }

@@ -15,6 +15,12 @@ namespace diffmamba {
 template <class E>
 inline constexpr bool is_expression = false;
 
+#define DIFFMAMBA_STORED_EXPRESSION                                                                                  \
+  "diffmamba: this expression was stored in a variable, and its operands may be gone by now; write it where it is "  \
+  "assigned, or std::move(it) if they all still live"
+#define DIFFMAMBA_OTHER_RANK \
+  "diffmamba: an expression is assigned to a tensor of its own rank; assign(target, expression) broadcasts"
+
 /// Owns dense row-major memory of a device, aligned to 64 bytes, from the device's arena. Copies are deep; a moved-from
 /// tensor is empty. Converts to a View wherever one is taken.
 template <class T, int Rank, Device DeviceType = cpu>
@@ -60,16 +66,21 @@ class Tensor {
   }
   ~Tensor() { arena<DeviceType>().deallocate(data_); }
 
-  /// Evaluates an expression (floor expr) in one fused pass.
+  /// Evaluates an expression (floor expr) in one fused pass. The expression is written here: one that was stored in a
+  /// variable is refused when compiled, because its operands may be gone (expr/node.hpp says more).
   template <class E>
-    requires(is_expression<E>)
-  Tensor(const E& expression) : Tensor(uninitialized(expression.extents())) {
+    requires(is_expression<std::remove_cvref_t<E>>)
+  Tensor(E&& expression) : Tensor(uninitialized(expression.extents())) {
+    static_assert(!std::is_lvalue_reference_v<E>, DIFFMAMBA_STORED_EXPRESSION);
+    static_assert(std::remove_cvref_t<E>::rank == Rank, DIFFMAMBA_OTHER_RANK);
     evaluate_into(view(), expression);
   }
   /// Keeps its memory; throws Error if the expression has another shape. An empty tensor takes the expression's shape.
   template <class E>
-    requires(is_expression<E>)
-  Tensor& operator=(const E& expression) {
+    requires(is_expression<std::remove_cvref_t<E>>)
+  Tensor& operator=(E&& expression) {
+    static_assert(!std::is_lvalue_reference_v<E>, DIFFMAMBA_STORED_EXPRESSION);
+    static_assert(std::remove_cvref_t<E>::rank == Rank, DIFFMAMBA_OTHER_RANK);
     if (data_ == nullptr) *this = uninitialized(expression.extents());
     evaluate_into(view(), expression);
     return *this;

@@ -102,7 +102,7 @@ void check(const Inputs<T, DeviceType>& in) {
   constexpr const char* op = "causal_conv1d";
   const Index batch = in.x.extent(0), channels = in.x.extent(2), width = in.weight.extent(1);
   require(width >= 1, op, ": weight is ", in.weight.extents(), "; the width must be 1 or more");
-  require_dense_rows(op, "x", in.x.pieces());
+  require_dense_rows(op, "x", in.x);
   require(in.weight.extent(0) == channels, op, ": weight is for ", in.weight.extent(0), " channels but x has ",
           channels, " (weight: ", in.weight.extents(), ", x: ", in.x.extents(), ")");
   require_dense_rows(op, "weight", in.weight);

@@ -16,9 +16,10 @@
 /// NaN, as in torch, and zero gradients), `sum` does not, `none` leaves one loss per row. Columns from vocab_size on,
 /// the padding of a head, never count and get zero gradients. Logits may be as large as the type holds.
 ///
-///   auto [loss, saved] = cross_entropy::forward({.logits = logits, .labels = labels}, options);
-///   Tensor dlogits = cross_entropy::backward(in, saved, dloss);            backward(in, saved, dloss, dlogits)
-///   loss = cross_entropy::forward_backward(in, options, dlogits);          both at once; dlogits may be the logits
+///   auto [loss, saved] = cross_entropy::forward(in, options);              forward(in, options, {loss}, &saved,
+///   workspace) Tensor dlogits = cross_entropy::backward(in, saved, dloss);            backward(in, saved, dloss,
+///   dlogits) loss = cross_entropy::forward_backward(in, options, dlogits, scale);   both at once; dlogits may be the
+///   logits
 ///
 /// Saved: the log of the sum of exponentials, 4 bytes per token (8 in double). The last form saves nothing and, in
 /// place, needs no memory besides the logits. For a language model whose labels are its inputs, `shifted(labels)` are
@@ -47,8 +48,15 @@ struct Saved {
   Options options;
 };
 
+/// Where forward writes.
 template <class T, Device DeviceType = cpu>
 struct Outputs {
+  RequiredView<accumulate_t<T>, 1, DeviceType> loss;  // (1), or (rows) with Reduction::none
+};
+
+/// What the returning form of forward returns.
+template <class T, Device DeviceType = cpu>
+struct Result {
   Tensor<accumulate_t<T>, 1, DeviceType> loss;  // (1), or (rows) with Reduction::none
   Saved<T, DeviceType> saved;
 };
@@ -58,13 +66,18 @@ inline Index loss_size(Index rows, const Options& options) {
   return options.reduction == Reduction::none ? rows : 1;
 }
 
+/// Columns that count.
+inline Index vocabulary(Index columns, const Options& options) {
+  return options.vocab_size > 0 ? options.vocab_size : columns;
+}
+
 /// Checks shapes and every label; returns how many are kept.
 template <class T, class Label>
 Index check(const Inputs<T, Label>& in, const Options& options) {
   static_assert(std::is_same_v<Label, std::int32_t> || std::is_same_v<Label, std::int64_t>,
                 "cross_entropy: labels are int32 or int64");
   const Index rows = in.logits.extent(0), columns = in.logits.extent(1);
-  const Index vocab_size = options.vocab_size > 0 ? options.vocab_size : columns;
+  const Index vocab_size = vocabulary(columns, options);
   require(in.labels.extent(0) == rows, "cross_entropy: ", in.labels.extent(0), " labels for ", rows, " rows of logits");
   require(options.vocab_size >= 0 && vocab_size <= columns, "cross_entropy: vocab_size ", options.vocab_size,
           " does not fit logits ", in.logits.extents());

@@ -15,10 +15,12 @@
 ///   dbias[o]      = sum_r dy[r, o]
 namespace diffmamba::linear {
 
-/// Writes those gradients whose views are given; dx is assigned, dweight and dbias follow the mode.
-template <class T, class Y>
-void backward(const Inputs<T>& in, const View<Y, 2>& dy, const GradientViews<T>& gradients,
+/// Takes dy, (rows, out), and writes those gradients whose views are given; dx is assigned, dweight and dbias follow
+/// the mode.
+template <class T, detail::OnCpu Upstream>
+void backward(const Inputs<T>& in, const Upstream& upstream, const GradientViews<T>& gradients,
               GradientMode mode = GradientMode::assign) {
+  const auto dy = as_view(upstream);
   using S = accumulate_t<T>;
   check(in);
   const Index rows = in.x.extent(0), out = in.weight.extent(0);
@@ -48,8 +50,8 @@ void backward(const Inputs<T>& in, const View<Y, 2>& dy, const GradientViews<T>&
   }
 }
 
-template <class T, class Y>
-Gradients<T> backward(const Inputs<T>& in, const View<Y, 2>& dy) {
+template <class T, detail::OnCpu Upstream>
+Gradients<T> backward(const Inputs<T>& in, const Upstream& dy) {
   Gradients<T> result;
   result.dx = Tensor<T, 2>::uninitialized(in.x.extents());
   result.dweight = Tensor<accumulate_t<T>, 2>::uninitialized(in.weight.extents());
@@ -58,15 +60,6 @@ Gradients<T> backward(const Inputs<T>& in, const View<Y, 2>& dy) {
   if (in.bias) views.dbias = result.dbias;
   backward(in, dy, views);
   return result;
-}
-template <class T, class Y>
-Gradients<T> backward(const Inputs<T>& in, const Tensor<Y, 2>& dy) {
-  return backward(in, dy.view());
-}
-template <class T, class Y>
-void backward(const Inputs<T>& in, const Tensor<Y, 2>& dy, const GradientViews<T>& gradients,
-              GradientMode mode = GradientMode::assign) {
-  backward(in, dy.view(), gradients, mode);
 }
 
 }  // namespace diffmamba::linear

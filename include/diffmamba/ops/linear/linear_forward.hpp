@@ -7,10 +7,12 @@
 
 namespace diffmamba::linear {
 
-/// y = x weight^T + bias into the caller's memory: (rows, out), of T or of a wider type (float logits of a bfloat16
-/// model).
-template <class T, class Y>
-void forward(const Inputs<T>& in, const View<Y, 2>& y) {
+/// y = x weight^T + bias into the caller's memory, a tensor or view (rows, out) of T or of a wider type (float logits
+/// of a bfloat16 model).
+template <class T, detail::OnCpu Result>
+void forward(const Inputs<T>& in, Result&& result) {
+  const auto y = as_view(result);
+  using Y = typename std::remove_reference_t<Result>::value_type;
   check(in);
   static_assert(std::is_same_v<accumulate_t<Y>, accumulate_t<T>>, "linear: y is of x's type or of its accumulate_t");
   require_shape("linear", "y", y, Extents<2>{in.x.extent(0), in.weight.extent(0)});
@@ -29,7 +31,7 @@ void forward(const Inputs<T>& in, const View<Y, 2>& y) {
 template <class T>
 Tensor<T, 2> forward(const Inputs<T>& in) {
   auto y = Tensor<T, 2>::uninitialized({in.x.extent(0), in.weight.extent(0)});
-  forward(in, y.view());
+  forward(in, y);
   return y;
 }
 

@@ -8,7 +8,9 @@
 #include <utility>    // std::index_sequence
 
 #if defined(DIFFMAMBA_BLAS)
+#define bfloat16 openblas_bfloat16  // OpenBLAS gives a 16-bit integer this name, in the global namespace
 #include <cblas.h>
+#undef bfloat16
 #endif
 
 #include "diffmamba/device/memory.hpp"
@@ -360,7 +362,7 @@ bool blas_takes(const Product<T, A, B, C>& product) {
       const bool plain = column == 1 && row >= columns, turned = row == 1 && column >= rows;
       return rows <= most && columns <= most && row <= most && column <= most && (plain || turned);
     };
-    return product.c_column == 1 && fits(product.m, product.n, product.c_row, 1) &&
+    return product.c_column == 1 && product.c_row >= product.n && fits(product.m, product.n, product.c_row, 1) &&
            fits(product.m, product.k, product.a_row, product.a_column) &&
            fits(product.k, product.n, product.b_row, product.b_column);
   } else {
@@ -389,7 +391,9 @@ void multiply_by_blas(const Product<T, T, T, T>& product) {
         }
       beta = 1;
     }
-    const bool turn_a = product.a_column != 1, turn_b = product.b_column != 1;
+    // Otherwise blas_takes has seen that it lies in columns.
+    const bool turn_a = product.a_column != 1 || product.a_row < product.k;
+    const bool turn_b = product.b_column != 1 || product.b_row < product.n;
     const auto call = [&](auto gemm) {
       gemm(CblasRowMajor, turn_a ? CblasTrans : CblasNoTrans, turn_b ? CblasTrans : CblasNoTrans,
            static_cast<int>(i1 - i0), static_cast<int>(j1 - j0), static_cast<int>(product.k), product.alpha, a,
@@ -435,14 +439,18 @@ void multiply(const View<A, 2>& a, const View<B, 2>& b, const View<C, 2>& c, con
       c.data(), c.stride(0), c.stride(1), static_cast<T>(options.alpha), static_cast<T>(options.beta), bias});
 }
 
+/// A tensor or view in host memory.
+template <class X>
+concept OnCpu = requires(X& x) {
+  as_view(x);
+  requires std::is_same_v<typename std::remove_reference_t<X>::device_type, cpu>;
+};
+
 }  // namespace detail
 
 /// c = alpha a b + beta c, into the caller's memory. a, b, c: tensors or views of rank 2 or 3; c overlaps neither a
 /// nor b. Throws Error if the sizes do not fit.
-template <class A, class B, class C>
-requires requires(const A& a, const B& b, C&& c) {
-  as_view(a), as_view(b), as_view(c);
-}
+template <detail::OnCpu A, detail::OnCpu B, detail::OnCpu C>
 void matmul(const A& a, const B& b, C&& c, const MatmulOptions& options = {}) {
   const auto left = as_view(a);
   const auto right = as_view(b);
@@ -466,10 +474,7 @@ void matmul(const A& a, const B& b, C&& c, const MatmulOptions& options = {}) {
 }
 
 /// a b, as a new tensor of a's element type.
-template <class A, class B>
-requires requires(const A& a, const B& b) {
-  as_view(a), as_view(b);
-}
+template <detail::OnCpu A, detail::OnCpu B>
 auto matmul(const A& a, const B& b) {
   auto extents = a.extents();
   extents[A::rank - 1] = b.extent(A::rank - 1);

@@ -2,13 +2,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <cstddef>      // std::size_t
-#include <type_traits>  // std::is_convertible_v
-#include <utility>      // std::forward
+#include <cstddef>  // std::size_t
+#include <numeric>  // std::lcm
 
 #include "diffmamba/core/dtype.hpp"
 #include "diffmamba/core/gradient_mode.hpp"
 #include "diffmamba/device/workspace.hpp"
+#include "diffmamba/ops/contract.hpp"         // require_operand
+#include "diffmamba/tensor/channel_view.hpp"  // ChannelView
 #include "diffmamba/tensor/tensor.hpp"
 
 /// The selective scan of Mamba (S6, arXiv 2312.00752, algorithm 2): per channel d, with d_state states n,
@@ -30,59 +31,9 @@
 /// channel and token with d_state 16 in float; nothing up to length 32). Backward recomputes the rest.
 namespace diffmamba::selective_scan {
 
-/// Activations of a scan: (batch, length, channels), or (batch, length, paths, channels / paths) when the channels lie
-/// in several pieces, as the two paths of a differential block do in the output of their common projection. The last
-/// axis is contiguous, the others have any strides.
-template <class T, Device DeviceType = cpu>
-class ChannelView {
- public:
-  using Pieces = View<T, 4, DeviceType>;
-  using Whole = View<T, 3, DeviceType>;
-
-  /// Absent.
-  ChannelView() = default;
-  /// A tensor or view of rank 3 or 4.
-  template <class Source>
-  requires(std::is_convertible_v<Source, Whole> || std::is_convertible_v<Source, Pieces>) ChannelView(Source&& source) {
-    if constexpr (std::is_convertible_v<Source, Pieces>) {
-      view_ = Pieces(source);
-    } else {
-      const Whole view = source;
-      view_ = Pieces(view.data(), {view.extent(0), view.extent(1), Index{1}, view.extent(2)},
-                     {view.stride(0), view.stride(1), Index{0}, view.stride(2)});
-    }
-  }
-  /// Reading view of a writable one.
-  template <class Writable>
-  requires(std::is_same_v<const Writable, T> && !std::is_const_v<Writable>)
-      ChannelView(const ChannelView<Writable, DeviceType>& other)
-      : view_(other.pieces()) {}
-
-  explicit operator bool() const { return static_cast<bool>(view_); }
-  /// (batch, length, paths, channels / paths)
-  const Pieces& pieces() const { return view_; }
-  /// (batch, length, channels)
-  Extents<3> extents() const { return {view_.extent(0), view_.extent(1), paths() * view_.extent(3)}; }
-  Index extent(int axis) const { return extents()[axis]; }
-  Index paths() const { return view_.extent(2); }
-
- private:
-  Pieces view_;
-};
-
-/// A ChannelView that cannot be left out.
-template <class T, Device DeviceType = cpu>
-class RequiredChannelView : public ChannelView<T, DeviceType> {
- public:
-  using Base = ChannelView<T, DeviceType>;
-  RequiredChannelView() = delete;
-  template <class Source>
-  requires(std::is_convertible_v<Source, Base> && !std::is_base_of_v<RequiredChannelView, std::remove_cvref_t<Source>>)
-      RequiredChannelView(Source&& source)
-      : Base(std::forward<Source>(source)) {}
-};
-
-/// The views of B_constant, C_constant and of all parameters may have any strides.
+/// Parameters (A, D, delta_bias, the constants) and states may have any strides, activations and B and C any along
+/// their outer axes; channels may lie in pieces (ChannelView), as those of the two paths of a differential block do.
+/// Outputs and gradients may lie in as many pieces as the inputs (cut one: `.u = u.pieces(2)`).
 template <class T, Device DeviceType = cpu>
 struct Inputs {
   RequiredChannelView<const T, DeviceType> u;                     // (batch, length, channels)
@@ -104,6 +55,11 @@ struct Options {
 
 /// Tokens between two saved states.
 inline constexpr Index checkpoint_interval = 32;
+
+/// How many of them a sequence has: after 32, 64, ... tokens, but not after the last.
+constexpr Index checkpoints_of(Index length) {
+  return length > 0 ? (length - 1) / checkpoint_interval : 0;
+}
 
 /// What forward keeps for backward. Reusable: forward keeps the memory where the shape is still the same.
 template <class T, Device DeviceType = cpu>
@@ -193,6 +149,93 @@ struct HeadStepInputs {
   View<const accumulate_t<T>, 2, DeviceType> dt_bias = {};    // (nheads, headdim)
   View<const Index, 1, DeviceType> state_batch_indices = {};  // (batch): row b of the inputs -> row of the state
 };
+
+/// Groups of B, of C: 1 where they are constants.
+template <class T, Device D>
+Index groups_of_B(const Inputs<T, D>& in) {
+  return in.B ? in.B.extent(2) : 1;
+}
+template <class T, Device D>
+Index groups_of_C(const Inputs<T, D>& in) {
+  return in.C ? in.C.extent(2) : 1;
+}
+
+namespace detail {
+
+/// B or C, per token or constant: exactly one of the two, in the right shape.
+template <class T, Device D>
+void check_projection(const char* name, const View<const T, 4, D>& token,
+                      const View<const accumulate_t<T>, 2, D>& constant, const Extents<3>& u, Index d_state) {
+  constexpr const char* op = "selective_scan";
+  require(token || constant, op, ": ", name, " is missing: give ", name, " (per token) or ", name, "_constant");
+  require(!(token && constant), op, ": both ", name, " and ", name, "_constant are given");
+  if (constant) return require_shape(op, name, constant, Extents{u[2], d_state});
+  const Index groups = token.extent(2);
+  require(groups > 0 && u[2] % groups == 0, op, ": ", name, " has ", groups, " groups, which do not divide the ", u[2],
+          " channels (", name, ": ", token.extents(), ", u: ", u, ")");
+  require_operand(op, name, token, Extents{u[0], u[1], groups, d_state});
+}
+
+}  // namespace detail
+
+/// Throws Error, with the operator, the argument, what was expected and what came, unless all shapes fit.
+template <class T, Device D>
+void check(const Inputs<T, D>& in) {
+  constexpr const char* op = "selective_scan";
+  const Extents<3> u = in.u.extents();
+  const Index paths = most_paths(in.u, in.delta, in.z), d_state = in.A.extent(1);
+  require_operand(op, "u", in.u, u, paths);
+  require_operand(op, "delta", in.delta, u, paths);
+  require_operand(op, "z", in.z, u, paths);
+  require(in.A.extent(0) == u[2], op, ": A is for ", in.A.extent(0), " channels but u has ", u[2],
+          " (A: ", in.A.extents(), ", u: ", u, ")");
+  detail::check_projection<T, D>("B", in.B, in.B_constant, u, d_state);
+  detail::check_projection<T, D>("C", in.C, in.C_constant, u, d_state);
+  if (in.D) require_shape(op, "D", in.D, Extents{u[2]});
+  if (in.delta_bias) require_shape(op, "delta_bias", in.delta_bias, Extents{u[2]});
+  if (in.initial_state) require_shape(op, "initial_state", in.initial_state, Extents{u[0], u[2], d_state});
+}
+
+template <class T, Device D>
+void check(const Inputs<T, D>& in, const OutputViews<T, D>& outputs) {
+  check(in);
+  require_operand("selective_scan", "out", outputs.out, in.u.extents(), most_paths(in.u, in.delta, in.z));
+  if (outputs.final_state)
+    require_shape("selective_scan", "final_state", outputs.final_state,
+                  Extents{in.u.extent(0), in.u.extent(2), in.A.extent(1)});
+}
+
+template <class T, Device D>
+void check(const Inputs<T, D>& in, const Saved<T, D>& saved, const OutputGradients<T, D>& upstream,
+           const GradientViews<T, D>& to) {
+  constexpr const char* op = "selective_scan::backward";
+  check(in);
+  const Extents<3> u = in.u.extents();
+  const Extents<2> A = in.A.extents();
+  const Extents<3> state{u[0], u[2], A[1]};
+  const Extents<4> checkpoints{u[0], checkpoints_of(u[1]), A[1], u[2]};
+  require(saved.states.extents() == checkpoints, op, ": saved holds states ", saved.states.extents(), ", expected ",
+          checkpoints, "; it must come from a forward pass over the same inputs");
+  const Index paths = most_paths(in.u, in.delta, in.z);
+  require_operand(op, "dout", upstream.dout, u, paths);
+  if (upstream.dfinal_state) require_shape(op, "dfinal_state", upstream.dfinal_state, state);
+  require_operand(op, "du", to.du, u, paths);
+  require_operand(op, "ddelta", to.ddelta, u, paths);
+  require_operand(op, "dz", to.dz, u, paths);
+  require(in.z || !to.dz, op, ": dz is asked for, but there is no z");
+  require(in.B || !to.dB, op, ": dB is asked for, but B is constant");
+  require(in.C || !to.dC, op, ": dC is asked for, but C is constant");
+  require(in.B_constant || !to.dB_constant, op, ": dB_constant is asked for, but B is given per token");
+  require(in.C_constant || !to.dC_constant, op, ": dC_constant is asked for, but C is given per token");
+  if (to.dA) require_shape(op, "dA", to.dA, A);
+  if (to.dB) require_operand(op, "dB", to.dB, in.B.extents());
+  if (to.dC) require_operand(op, "dC", to.dC, in.C.extents());
+  if (to.dB_constant) require_shape(op, "dB_constant", to.dB_constant, A);
+  if (to.dC_constant) require_shape(op, "dC_constant", to.dC_constant, A);
+  if (to.dD) require_shape(op, "dD", to.dD, Extents{u[2]});
+  if (to.ddelta_bias) require_shape(op, "ddelta_bias", to.ddelta_bias, Extents{u[2]});
+  if (to.dinitial_state) require_shape(op, "dinitial_state", to.dinitial_state, state);
+}
 
 // selective_scan_forward.hpp
 //   Outputs<T> forward(in, options = {})

@@ -175,9 +175,9 @@ inline void check(const Options& options, const char* op = "ssd") {
   require(options.dt_min <= options.dt_max, op, ": dt_min ", options.dt_min, " is above dt_max ", options.dt_max);
 }
 
-/// Throws Error, naming the argument and both shapes.
-template <class AnyInputs>  // Inputs or StepInputs
-void check_operands(const AnyInputs& in, const char* op) {
+/// What x, B and C must agree on.
+template <class AnyInputs>
+void require_groups(const AnyInputs& in, const char* op) {
   const auto [batch, length, nheads, headdim, ngroups, d_state] = sizes(in);
   require(in.C.extent(3) == d_state, op, ": B has d_state ", d_state, " but C has ", in.C.extent(3),
           " (B: ", in.B.extents(), ", C: ", in.C.extents(), ")");
@@ -188,6 +188,13 @@ void check_operands(const AnyInputs& in, const char* op) {
   require_dense_rows(op, "x", in.x);
   require_operand(op, "B", in.B, Extents{batch, length, ngroups, d_state});
   require_operand(op, "C", in.C, Extents{batch, length, ngroups, d_state});
+}
+
+/// Throws Error, naming the argument and both shapes.
+template <class AnyInputs>  // Inputs or StepInputs
+void check_operands(const AnyInputs& in, const char* op) {
+  const auto [batch, length, nheads, headdim, ngroups, d_state] = sizes(in);
+  require_groups(in, op);
   require_shape(op, "dt", in.dt, Extents{batch, length, nheads});
   require_operand(op, "A", in.A, Extents{nheads});
   require(!(in.D && in.D_per_channel), op, ": D and D_per_channel are both given; give one");
@@ -214,15 +221,21 @@ void check(const Inputs<T, DeviceType>& in, const Options& options, const Output
 }
 
 template <class T, Device DeviceType>
+void check_saved(const Saved<T, DeviceType>& saved, const Sizes& s, const char* op) {
+  const Extents expected{s.batch, chunk_count(s.length, saved.options), s.nheads, s.d_state, s.headdim};
+  require(saved.states && saved.states.extents() == expected, op,
+          ": saved does not come from a forward over inputs of this shape (its states: ", saved.states.extents(),
+          ", expected ", expected, ")");
+}
+
+template <class T, Device DeviceType>
 void check(const Inputs<T, DeviceType>& in, const Saved<T, DeviceType>& saved,
            const OutputGradients<T, DeviceType>& upstream, const GradientViews<T, DeviceType>& gradients) {
   constexpr const char* op = "ssd";
   check(in, saved.options);
   const auto [batch, length, nheads, headdim, ngroups, d_state] = sizes(in);
   const Extents state{batch, nheads, headdim, d_state};
-  require(saved.states &&
-              saved.states.extents() == Extents{batch, chunk_count(length, saved.options), nheads, d_state, headdim},
-          op, ": saved does not come from a forward over inputs of this shape (x: ", in.x.extents(), ")");
+  check_saved(saved, sizes(in), op);
   require_operand(op, "dout", upstream.dout, in.x.extents());
   require_operand(op, "dfinal_state", upstream.dfinal_state, state);
   require_operand(op, "dx", gradients.dx, in.x.extents());

@@ -11,9 +11,9 @@
 //   y_t = e^{c_t} C_t S + sum_{s <= t} e^{c_t - c_s} (C_t . B_s) u_s          S: the state before the chunk
 //   S' = e^{c_Q} S + sum_s e^{c_Q - c_s} B_s^T u_s                            S': the state after it
 //
-// with c_t the sum of the log decays up to and including step t of the chunk. `ssd` makes u = dt x and log decay = dt A;
-// `ssd::minimal` gives both as they are. States are kept transposed here, (d_state, headdim), so that every product has
-// its second factor in rows.
+// with c_t the sum of the log decays up to and including step t of the chunk. `ssd` makes u = dt x and log decay = dt
+// A; `ssd::minimal` gives both as they are. States are kept transposed here, (d_state, headdim), so that every product
+// has its second factor in rows.
 namespace diffmamba::ssd::detail {
 
 /// The operands of `ssd` (dt, A, ... given, log_decay absent) or of `ssd::minimal` (log_decay given).
@@ -46,15 +46,15 @@ Problem<T> problem(const Inputs<T>& in, const Options& options) {
           .options = options};
 }
 
-/// How the work is cut: a tile is one sequence, one group and some or all of its heads, and walks through the chunks. The
-/// heads of a tile share the scores C B^T. A group is split only where batch and groups alone make fewer than 8 tiles.
-/// Padded sizes are those of tiles.
+/// How the work is cut: a tile is one sequence, one group and some or all of its heads, and walks through the chunks.
+/// The heads of a tile share the scores C B^T. A group is split only where batch and groups alone make fewer than 8
+/// tiles. Padded sizes are those of tiles.
 template <class A>
 struct Plan {
   Index batch, length, nheads, headdim, ngroups, d_state;
   Index chunk, chunks;
-  Index heads, splits;                                  // heads of a tile, tiles of a group
-  Index row_chunk, row_headdim, row_state;              // padded
+  Index heads, splits;                      // heads of a tile, tiles of a group
+  Index row_chunk, row_headdim, row_state;  // padded
   Index tiles() const { return batch * ngroups * splits; }
 
   Plan(const Sizes& s, const Options& options)
@@ -82,19 +82,24 @@ struct Plan {
   }
 };
 
-/// Decays of one head in one chunk. The sums c_t are made in double and kept as high + low, so that the difference of two
-/// large ones is as exact as that of two small ones.
+/// Decays of one head in one chunk. The sums c_t are made in double and kept as high + low, so that the difference of
+/// two large ones is as exact as that of two small ones.
 template <class A>
 struct Decays {
-  A *dt, *slope;       // (chunk): dt as the recurrence uses it, and its derivative by dt as it came in
-  A *high, *low;       // (chunk): c_t
-  A *from_start;       // (chunk): e^{c_t}
-  A *to_end;           // (chunk): e^{c_Q - c_t}
-  A through = A(1);    // e^{c_Q}
+  A *dt, *slope;     // (chunk): dt as the recurrence uses it, and its derivative by dt as it came in
+  A *high, *low;     // (chunk): c_t
+  A* from_start;     // (chunk): e^{c_t}
+  A* to_end;         // (chunk): e^{c_Q - c_t}
+  A through = A(1);  // e^{c_Q}
 
   template <class Carve>
   Decays(Carve&& carve, Index row)
-      : dt(carve(row)), slope(carve(row)), high(carve(row)), low(carve(row)), from_start(carve(row)), to_end(carve(row)) {}
+      : dt(carve(row)),
+        slope(carve(row)),
+        high(carve(row)),
+        low(carve(row)),
+        from_start(carve(row)),
+        to_end(carve(row)) {}
 
   /// Steps [begin, begin + steps) of a sequence; `row` is the padded chunk.
   template <class T>
@@ -110,12 +115,12 @@ struct Decays {
       for (Index t = 0; t < steps; ++t) add(t, sum += static_cast<double>(dt[t]) * a);
     }
     for (Index t = steps; t < row; ++t) high[t] = low[t] = A(0);
-    const Packet<A> end_high = simd::pset1<Packet<A>>(high[steps - 1]), end_low = simd::pset1<Packet<A>>(low[steps - 1]);
+    const Packet<A> end_high = simd::pset1<Packet<A>>(high[steps - 1]),
+                    end_low = simd::pset1<Packet<A>>(low[steps - 1]);
     for (Index t = 0; t < row; t += packet_size<A>) {
       const Packet<A> c_high = simd::ploadu<Packet<A>>(high + t), c_low = simd::ploadu<Packet<A>>(low + t);
       simd::pstoreu(from_start + t, simd::pexp(simd::padd(c_high, c_low)));
-      simd::pstoreu(to_end + t,
-                    simd::pexp(simd::padd(simd::psub(end_high, c_high), simd::psub(end_low, c_low))));
+      simd::pstoreu(to_end + t, simd::pexp(simd::padd(simd::psub(end_high, c_high), simd::psub(end_low, c_low))));
     }
     through = from_start[steps - 1];
   }
@@ -125,8 +130,8 @@ struct Decays {
     high[t] = static_cast<A>(sum);
     low[t] = static_cast<A>(sum - static_cast<double>(high[t]));
   }
-  /// `discretize` of ssd.hpp and its derivative, a row at a time so that exp and log run in packets. dt holds what came,
-  /// bias included, and then the result.
+  /// `discretize` of ssd.hpp and its derivative, a row at a time so that exp and log run in packets. dt holds what
+  /// came, bias included, and then the result.
   void discretize_row(Index steps, const Options& options) {
     using Row = Eigen::Map<Eigen::Array<A, Eigen::Dynamic, 1>>;
     const A low_limit = static_cast<A>(options.dt_min), high_limit = static_cast<A>(options.dt_max);

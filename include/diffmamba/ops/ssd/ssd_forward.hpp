@@ -10,19 +10,20 @@
 //   Y = e^{c} (C S) + (G * L) U        L_ts = e^{c_t - c_s} for s <= t; U = dt x
 //   S = e^{c_Q} S + B^T (e^{c_Q - c} U)
 //
-// three products a head, one of them triangular, and keeps its states in cache from chunk to chunk. With chunks of Q steps
-// that is, per token and head, Q P + Q N / heads of a tile + 4 N P floating point operations and Q / 2 exponentials.
+// three products a head, one of them triangular, and keeps its states in cache from chunk to chunk. With chunks of Q
+// steps that is, per token and head, Q P + Q N / heads of a tile + 4 N P floating point operations and Q / 2
+// exponentials.
 namespace diffmamba::ssd {
 namespace detail {
 
 template <class A>
 struct ForwardScratch {
-  A *B, *C;             // (chunk, d_state)
-  A *B_transposed;      // (d_state, chunk)
-  A *scores, *mixing;   // (chunk, chunk): C B^T; times the decays
-  A *x, *u, *y;         // (chunk, headdim); u: dt x, and then that decayed to the end of the chunk
-  A *states;            // heads of the tile times (d_state, headdim)
-  A *D;                 // (headdim)
+  A *B, *C;            // (chunk, d_state)
+  A* B_transposed;     // (d_state, chunk)
+  A *scores, *mixing;  // (chunk, chunk): C B^T; times the decays
+  A *x, *u, *y;        // (chunk, headdim); u: dt x, and then that decayed to the end of the chunk
+  A* states;           // heads of the tile times (d_state, headdim)
+  A *D, *z;            // (headdim)
   Decays<A> decays;
 
   template <class Carve>
@@ -37,6 +38,7 @@ struct ForwardScratch {
         y(carve(p.chunk * p.row_headdim)),
         states(carve(p.heads * p.d_state * p.row_headdim)),
         D(carve(p.row_headdim)),
+        z(carve(p.row_headdim)),
         decays(carve, p.row_chunk) {}
 
   static std::size_t bytes(const Plan<A>& plan) {
@@ -64,28 +66,24 @@ void chunk_output(const Plan<A>& plan, Index steps, const Decays<A>& decays, con
   product<false>(Part::lower_factor, steps, p, steps, mixing, q, u, p, y, p, {.keep = state != nullptr ? A(1) : A(0)});
 }
 
-/// out = (y + D x) * silu(z), into the caller's rows.
+/// out = (y + D x) * silu(z), into the caller's rows. D and z are rows of scratch; D is loaded.
 template <class T, class A>
 void chunk_store(const Problem<T>& in, const Plan<A>& plan, Index b, Index begin, Index steps, Index h, const A* x,
-                 const A* D, A* y, const View<T, 4>& out) {
-  using Row = Eigen::Map<Eigen::Array<A, Eigen::Dynamic, 1>>;
-  using ConstRow = Eigen::Map<const Eigen::Array<A, Eigen::Dynamic, 1>>;
-  using Gate = Eigen::Map<const Eigen::Array<T, Eigen::Dynamic, 1>>;
-  const Index p = plan.row_headdim;
-  for (Index t = 0; t < steps; ++t) {
-    Row row(y + t * p, plan.headdim);
-    if (in.D || in.D_per_channel) row += ConstRow(D, plan.headdim) * ConstRow(x + t * p, plan.headdim);
-    if (in.z) {
-      if constexpr (std::is_same_v<T, A>) {
-        const Gate z(in.z.pointer(b, begin + t, h), plan.headdim);
-        row *= z / (A(1) + (-z).exp());
-      } else {
-        const T* z = in.z.pointer(b, begin + t, h);
-        for (Index j = 0; j < plan.headdim; ++j) row[j] *= silu(static_cast<A>(z[j]));
+                 const A* D, A* z, A* y, const View<T, 4>& out) {
+  const Index row = plan.row_headdim;
+  for (Index t = 0; t < steps; ++t, x += row, y += row) {
+    if (in.z) load_rows(in.z.pointer(b, begin + t, h), 0, 1, plan.headdim, z, row);
+    for (Index j = 0; j < row; j += packet_size<A>) {
+      Packet<A> value =
+          simd::pmadd(simd::ploadu<Packet<A>>(D + j), simd::ploadu<Packet<A>>(x + j), simd::ploadu<Packet<A>>(y + j));
+      if (in.z) {
+        const Packet<A> gate = simd::ploadu<Packet<A>>(z + j);
+        value = simd::pmul(value, simd::pmul(gate, sigmoid_packet<A>(gate)));
       }
+      simd::pstoreu(y + j, value);
     }
+    store_rows(y, row, 1, plan.headdim, out.pointer(b, begin + t, h), 0);
   }
-  store_rows(y, p, steps, plan.headdim, out.pointer(b, begin, h), out.stride(1));
 }
 
 /// All chunks of one tile. `saved` (batch, chunks, nheads, d_state, headdim) may be absent.
@@ -107,7 +105,8 @@ void forward_tile(const Problem<T>& in, const Plan<A>& plan, Index index, Forwar
     load_rows(in.B.pointer(b, begin, tile.group), in.B.stride(1), steps, plan.d_state, scratch.B, n);
     load_rows(in.C.pointer(b, begin, tile.group), in.C.stride(1), steps, plan.d_state, scratch.C, n);
     transpose(scratch.B, n, steps, plan.d_state, scratch.B_transposed, q);
-    product<false>(Part::lower_result, steps, q, plan.d_state, scratch.C, n, scratch.B_transposed, q, scratch.scores, q);
+    product<false>(Part::lower_result, steps, q, plan.d_state, scratch.C, n, scratch.B_transposed, q, scratch.scores,
+                   q);
     const bool state_is_zero = c == 0 && !in.initial_state;
     const bool state_is_used = c + 1 < plan.chunks || final_state;
     for (Index h = tile.first_head; h < tile.last_head; ++h) {
@@ -117,14 +116,15 @@ void forward_tile(const Problem<T>& in, const Plan<A>& plan, Index index, Forwar
       load_rows(in.x.pointer(b, begin, h), in.x.stride(1), steps, plan.headdim, scratch.x, p);
       const A* u = scratch.x;
       if (!in.log_decay) u = scratch.u, scale_rows(scratch.x, decays.dt, steps, p, scratch.u);
-      chunk_output(plan, steps, decays, scratch.C, scratch.scores, state_is_zero ? nullptr : state, p, u, scratch.mixing,
-                   scratch.y);
+      chunk_output(plan, steps, decays, scratch.C, scratch.scores, state_is_zero ? nullptr : state, p, u,
+                   scratch.mixing, scratch.y);
       if (state_is_used) {
         scale_rows(u, decays.to_end, steps, p, scratch.u);
-        product<true>(Part::all, plan.d_state, p, steps, scratch.B, n, scratch.u, p, state, p, {.keep = decays.through});
+        product<true>(Part::all, plan.d_state, p, steps, scratch.B, n, scratch.u, p, state, p,
+                      {.keep = decays.through});
       }
       load_D(in, h, plan.headdim, p, scratch.D);
-      chunk_store(in, plan, b, begin, steps, h, scratch.x, scratch.D, scratch.y, out);
+      chunk_store(in, plan, b, begin, steps, h, scratch.x, scratch.D, scratch.z, scratch.y, out);
     }
   }
   if (final_state)
@@ -147,17 +147,21 @@ void forward(const Problem<T>& in, const Plan<A>& plan, const View<T, 4>& out, c
   workspace.reset(mark);
 }
 
+template <class A>
+std::size_t forward_bytes(const Plan<A>& plan) {
+  return static_cast<std::size_t>(max_threads()) * ForwardScratch<A>::bytes(plan);
+}
+
 }  // namespace detail
 
 /// Bytes of workspace that forward takes with the calling thread's present number of threads.
 template <class T>
 std::size_t workspace_bytes(const Inputs<T>& in, const Options& options) {
-  const detail::Plan<accumulate_t<T>> plan(sizes(in), options);
-  return static_cast<std::size_t>(max_threads()) * detail::ForwardScratch<accumulate_t<T>>::bytes(plan);
+  return detail::forward_bytes(detail::Plan<accumulate_t<T>>(sizes(in), options));
 }
 
-/// Writes into the caller's memory; a `saved` of the right shape keeps its memory, so that nothing is allocated. Without
-/// `saved` no backward can follow. Throws Error.
+/// Writes into the caller's memory; a `saved` of the right shape keeps its memory, so that nothing is allocated.
+/// Without `saved` no backward can follow. Throws Error.
 template <class T>
 void forward(const Inputs<T>& in, const Options& options, const std::type_identity_t<Outputs<T>>& outputs,
              std::type_identity_t<Saved<T>>* saved, Workspace<cpu>& workspace) {

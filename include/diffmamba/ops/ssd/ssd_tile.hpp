@@ -8,12 +8,12 @@
 #include "diffmamba/device/workspace.hpp"
 
 // Matrices of one chunk on the CPU: at most 64 steps by a head or a state, so that they live in the first two caches.
-// Products of this size are lost in a general GEMM's packing (Eigen reaches two thirds of what this file does), and half
-// of them are triangular, which a general GEMM cannot use.
+// Products of this size are lost in a general GEMM's packing (Eigen reaches two thirds of what this file does), and
+// half of them are triangular, which a general GEMM cannot use.
 //
-// A tile is a dense row-major matrix whose rows are padded to `unit` elements. The padding is zero in whatever is loaded,
-// hence in whatever is computed: products and sums over rows run over whole packets and never ask for a tail. Packets are
-// Eigen's, so this is AVX-512, AVX, SSE or NEON, or plain scalars, as Eigen is compiled.
+// A tile is a dense row-major matrix whose rows are padded to `unit` elements. The padding is zero in whatever is
+// loaded, hence in whatever is computed: products and sums over rows run over whole packets and never ask for a tail.
+// Packets are Eigen's, so this is AVX-512, AVX, SSE or NEON, or plain scalars, as Eigen is compiled.
 namespace diffmamba::ssd::detail {
 
 namespace simd = Eigen::internal;  // ploadu, pstoreu, pset1, pmadd, pexp, ...
@@ -99,6 +99,13 @@ A dot(const A* a, const A* b, Index n) {
   return simd::predux(sum);
 }
 
+/// 1 / (1 + e^-x)
+template <class A>
+Packet<A> sigmoid_packet(const Packet<A>& x) {
+  const Packet<A> one = simd::pset1<Packet<A>>(A(1));
+  return simd::pdiv(one, simd::padd(one, simd::pexp(simd::pnegate(x))));
+}
+
 #if defined(__GNUC__)  // g++ remarks that a packet in a template argument loses its alignment attribute; it does not
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wignored-attributes"
@@ -143,9 +150,9 @@ Packet<A> first_lanes(Index count) {
 /// What part of a product is asked for, or not zero. i and j are row and column of the result, k is summed over.
 enum class Part {
   all,
-  lower_result,   // only j <= i is needed (what is above the diagonal's blocks is left as it was)
-  lower_factor,   // the first factor is zero for k > i
-  upper_factor    // the first factor is zero for k < i
+  lower_result,  // only j <= i is needed (what is above the diagonal's blocks is left as it was)
+  lower_factor,  // the first factor is zero for k > i
+  upper_factor   // the first factor is zero for k < i
 };
 
 /// How a product meets what is in the result: c = keep * c + scale_i * (a b)
@@ -196,9 +203,11 @@ inline void product_rows(Index row, Index columns, Index begin, Index end, const
   A* out = c + row * c_stride;
   Index j = 0;
   for (; j + 2 * w <= columns; j += 2 * w)
-    product_block<A, Transposed, Rows, 2>(end - begin, left, a_stride, right + j, b_stride, out + j, c_stride, into, row);
+    product_block<A, Transposed, Rows, 2>(end - begin, left, a_stride, right + j, b_stride, out + j, c_stride, into,
+                                          row);
   for (; j < columns; j += w)
-    product_block<A, Transposed, Rows, 1>(end - begin, left, a_stride, right + j, b_stride, out + j, c_stride, into, row);
+    product_block<A, Transposed, Rows, 1>(end - begin, left, a_stride, right + j, b_stride, out + j, c_stride, into,
+                                          row);
 }
 
 /// c = keep c + scale_i (a b): rows x columns, summed over depth; columns is a padded length, or is rounded up to whole

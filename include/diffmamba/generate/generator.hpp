@@ -1,0 +1,119 @@
+// SPDX-FileCopyrightText: 2026 The diffmamba authors
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstddef>   // std::ptrdiff_t
+#include <cstdint>   // std::int32_t, std::uint64_t
+#include <iterator>  // std::default_sentinel_t
+#include <span>      // std::span
+#include <vector>    // std::vector
+
+#include "diffmamba/generate/sampler.hpp"
+
+namespace diffmamba {
+
+/// How tokens are drawn (the sampler's options, in the order in which they apply), and when to stop.
+struct GenerateOptions {
+  double repetition_penalty = 1;  // 1: off
+  double temperature = 1;         // 0: always the likeliest token
+  Index top_k = 0;                // 0: off
+  double top_p = 1;               // 1: off
+  double min_p = 0;               // 0: off
+  std::uint64_t seed = 0;
+  Index max_tokens = -1;          // -1: without end
+  std::int32_t stop_token = -1;   // drawn, it ends the text and is not given out; -1: none
+  Index repetition_window = 256;  // how many of the last tokens the penalty looks at
+};
+
+/// A range of tokens that a model writes, one recurrent step each: time and memory per token do not depend on how many
+/// there were. The state is the caller's and is advanced: when the loop has run to its end it has seen every token that
+/// came out; after a `break` all but the last.
+template <class Model>
+class Generation {
+ public:
+  using State = typename Model::State;
+
+  Generation(const Model& model, State& state, const GenerateOptions& options, std::span<const std::int32_t> before)
+      : model_(&model),
+        state_(&state),
+        options_(options),
+        sampler_({.temperature = options.temperature,
+                  .top_k = options.top_k,
+                  .top_p = options.top_p,
+                  .min_p = options.min_p,
+                  .repetition_penalty = options.repetition_penalty,
+                  .seed = options.seed}) {
+    require(state.batch() == 1, "generate: a state of ", state.batch(), " sequences, expected 1");
+    require(state.position > 0, "generate: the state has seen no token; prefill it with a prompt");
+    require(options.repetition_window >= 0, "generate: repetition_window is ", options.repetition_window,
+            ", expected 0 or more");
+    for (const std::int32_t token : before) remember(token);
+  }
+
+  struct Iterator {
+    using value_type = std::int32_t;
+    using difference_type = std::ptrdiff_t;
+    Generation* generation;
+    std::int32_t operator*() const { return generation->token_; }
+    Iterator& operator++() {
+      generation->advance();
+      return *this;
+    }
+    void operator++(int) { ++*this; }
+    bool operator==(std::default_sentinel_t) const { return generation->done_; }
+  };
+  Iterator begin() {
+    draw();
+    return {this};
+  }
+  std::default_sentinel_t end() const { return {}; }
+
+ private:
+  void draw() {
+    done_ = options_.max_tokens >= 0 && count_ >= options_.max_tokens;
+    if (done_) return;
+    const auto& logits = state_->logits;
+    token_ = sampler_(logits.template select<0>(0).template slice<0>(0, model_->config().vocab_size),
+                      std::span<const std::int32_t>(last_tokens()));
+    done_ = token_ == options_.stop_token;
+    ++count_;
+  }
+  void advance() {
+    model_->step(token_, *state_);
+    remember(token_);
+    draw();
+  }
+  // The last tokens, in a vector that is cut back now and then: constant memory, and a span for the sampler.
+  void remember(std::int32_t token) {
+    if (options_.repetition_penalty == 1) return;
+    const auto window = static_cast<std::size_t>(options_.repetition_window);
+    if (history_.size() >= 2 * window + 16)
+      history_.erase(history_.begin(), history_.end() - static_cast<std::ptrdiff_t>(window));
+    history_.push_back(token);
+  }
+  std::span<const std::int32_t> last_tokens() const {
+    const std::span<const std::int32_t> all(history_);
+    const auto window = static_cast<std::size_t>(options_.repetition_window);
+    return all.size() > window ? all.last(window) : all;
+  }
+
+  const Model* model_;
+  State* state_;
+  GenerateOptions options_;
+  Sampler sampler_;
+  std::vector<std::int32_t> history_;
+  Index count_ = 0;
+  std::int32_t token_ = -1;
+  bool done_ = false;
+};
+
+/// The tokens that follow what `state` has seen; `before` are its last ones, for the repetition penalty.
+///
+///   for (int token : dm::generate(model, state, {.temperature = 0.8, .top_p = 0.9, .max_tokens = 200})) ...
+template <class Model>
+Generation<Model> generate(const Model& model, typename Model::State& state, const GenerateOptions& options = {},
+                           std::span<const std::int32_t> before = {}) {
+  return Generation<Model>(model, state, options, before);
+}
+
+}  // namespace diffmamba

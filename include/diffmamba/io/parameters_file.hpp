@@ -1,0 +1,63 @@
+// SPDX-FileCopyrightText: 2026 The diffmamba authors
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <functional>  // std::function
+#include <set>         // std::set
+#include <string>      // std::string
+
+#include "diffmamba/io/safetensors.hpp"
+#include "diffmamba/nn/parameter.hpp"
+
+namespace diffmamba {
+
+/// The parameters of a module or model under their official names, as they go into a file.
+template <class ModuleType>
+std::vector<NamedTensor> named_parameters(const ModuleType& module) {
+  std::vector<NamedTensor> tensors;
+  module.visit([&](std::string_view name, auto& parameter) {
+    using P = std::remove_cvref_t<decltype(parameter)>;
+    using Values = decltype(parameter.to_tensor());
+    // A view of the parameter that outlives the visit; its elements are gathered when they are written.
+    if constexpr (requires { parameter.value(); }) {
+      tensors.emplace_back(std::string(name), parameter.value());
+    } else {
+      tensors.emplace_back(std::string(name), dtype_of<typename Values::value_type>, parameter.extents(),
+                           [part = P(parameter)]() -> std::shared_ptr<const void> {
+                             auto values = std::make_shared<Values>(part.to_tensor());
+                             return {values, values->data()};
+                           });
+    }
+  });
+  return tensors;
+}
+
+/// The name that a file gives to a parameter; the same by default.
+using ParameterNames = std::function<std::string(std::string_view)>;
+
+/// Reads every parameter of a module from a file. A tensor that is missing, is not asked for, or has another shape is
+/// an Error that names file and tensor, before anything is changed.
+template <class ModuleType>
+void load_parameters(SafetensorsFile& file, ModuleType& module, const ParameterNames& file_name = {}) {
+  const auto in_file = [&](std::string_view name) { return file_name ? file_name(name) : std::string(name); };
+  std::set<std::string> wanted;
+  module.visit([&](std::string_view name, auto& parameter) {
+    const std::string key = in_file(name);
+    const auto& stored = file.info(key);
+    std::vector<Index> expected;
+    constexpr int rank = std::remove_cvref_t<decltype(parameter)>::rank;
+    for (int axis = 0; axis < rank; ++axis) expected.push_back(parameter.extents()[axis]);
+    require(stored.shape == expected, file.path().string(), ": tensor ", key, " has the shape ",
+            detail::print_shape(stored.shape), ", the model expects ", detail::print_shape(expected));
+    wanted.insert(key);
+  });
+  for (const auto& [name, info] : file.tensors())
+    require(wanted.contains(name), file.path().string(), ": the model has no parameter for the tensor ", name);
+  module.visit([&](std::string_view name, auto& parameter) {
+    using P = std::remove_cvref_t<decltype(parameter)>;
+    using T = typename P::value_type;
+    parameter.copy_from(file.tensor<T, P::rank>(in_file(name)));
+  });
+}
+
+}  // namespace diffmamba

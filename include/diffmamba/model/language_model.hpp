@@ -1,0 +1,446 @@
+// SPDX-FileCopyrightText: 2026 The diffmamba authors
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <algorithm>  // std::all_of, std::fill_n, std::min
+#include <cmath>      // std::sqrt, std::isfinite
+#include <cstddef>    // std::nullptr_t
+#include <cstdint>    // std::int32_t
+#include <string>     // std::string
+#include <variant>    // std::variant, std::visit
+#include <vector>     // std::vector
+
+#include "diffmamba/model/builtin_mixers.hpp"
+#include "diffmamba/model/model_config.hpp"
+#include "diffmamba/nn/add_norm.hpp"
+#include "diffmamba/nn/block.hpp"
+#include "diffmamba/nn/linear_layer.hpp"  // as_rows, fill_linear
+#include "diffmamba/ops/cross_entropy/cross_entropy_backward.hpp"
+#include "diffmamba/ops/cross_entropy/cross_entropy_forward.hpp"
+#include "diffmamba/ops/dropout/dropout_backward.hpp"
+#include "diffmamba/ops/dropout/dropout_forward.hpp"
+#include "diffmamba/ops/embedding/embedding_backward.hpp"
+#include "diffmamba/ops/embedding/embedding_forward.hpp"
+
+namespace diffmamba {
+
+/// What a training step needs to know besides the batch.
+struct BackwardOptions {
+  double scale = 1.0;   // of the loss whose gradient is taken: 1 / n when n batches are accumulated
+  Philox dropout = {};  // one of its own for each batch; nothing is drawn if the model's dropout is 0
+};
+
+/// A language model: embedding, residual blocks of any mixers, a norm, and a head that is the embedding again or a
+/// matrix of its own.
+///
+///   dm::LanguageModel<dm::cpu> model({.d_model = 256, .vocab_size = 256, .layers = dm::all("diff_mamba2", 4)});
+///   dm::initialize(model, dm::Philox{1});
+///   model.zero_gradients();
+///   double loss = model.forward_backward(batch.inputs, batch.targets);  // adds into the parameters' gradients
+///   auto state = model.prefill(prompt);                                 // (1, length) tokens, in one pass
+///   model.step(token, state);                                           // constant time; state.logits are the next
+///   ones
+///
+/// Which mixer stands in which layer is data: the configuration's names are matched with the name() of the mixer types
+/// that the model knows, which are the library's own unless they are listed, as in LanguageModel<cpu, float, float,
+/// Mamba2<float>, MyMixer>. Parameters lie in one flat array, gradients in another one that a model which only infers
+/// never has (`flat`); `visit` hands them out under the names of the official checkpoints.
+///
+/// Compute is the type of activations, Param that of the weights; on the CPU they are the same, float or double.
+///
+/// Memory that a training step over n = batch * length tokens takes besides parameters and gradients, in elements:
+///
+///   n * (2 d_model + 1 + sum over the layers of (d_model + 1 + what the mixer states))   kept by forward for backward
+///   + min(n, head_rows) * padded_vocab_size                                              logits, then their gradients
+///   + 2 n * d_model and what one mixer needs inside its backward pass
+///
+/// Nothing is ever taken per layer but what the first line says. `saved_bytes` is its value in the last step, counted.
+///
+/// Const members may be called from several threads at once, each with a State of its own.
+template <Device DeviceType, class Compute = float, class Param = accumulate_t<Compute>, class... Mixers>
+class LanguageModel : public Module<LanguageModel<DeviceType, Compute, Param, Mixers...>> {
+  static_assert(std::is_same_v<DeviceType, cpu>,
+                "LanguageModel: other devices than the CPU are not implemented in this version");
+  static_assert(std::is_same_v<Compute, Param> && (std::is_same_v<Compute, float> || std::is_same_v<Compute, double>),
+                "LanguageModel: on the CPU activations and weights are both float or both double");
+  static_assert((Mixer<Mixers> && ...),
+                "LanguageModel: every type after Param must be a Mixer; nn/mixer.hpp says what that is");
+
+ public:
+  using value_type = Compute;
+  using device_type = DeviceType;
+  using T = Compute;
+  using D = DeviceType;
+  using Tokens = View<const std::int32_t, 2, D>;  // (batch, length)
+
+  /// The mixers that a configuration can name.
+  using Known = typename std::conditional_t<sizeof...(Mixers) == 0, BuiltinMixers<T, D>,
+                                            std::type_identity<MixerList<Mixers...>>>::type;
+  using AnyBlock = typename Known::Blocks;
+
+  /// Rows of the head's product at a time: more would not be faster, and no more logits exist at once.
+  static constexpr Index head_rows = 2048;
+
+  /// What decoding carries along, a value: copy it, keep it, go back to it.
+  struct State {
+    std::vector<typename Known::States> layers;
+    Tensor<T, 2, D> logits;  // (batch, padded_vocab_size), of the token that follows
+    Index position = 0;      // tokens seen
+    Index batch() const { return logits.extent(0); }
+  };
+
+  explicit LanguageModel(const ModelConfig& config)
+      : config_(checked(config)),
+        embedding_(Extents{config_.padded_vocab_size(), config_.d_model.get()}),
+        norm_f_(config_.d_model, block_options().norm, config_.norm_epsilon) {
+    for (Index layer = 0; layer < layers(); ++layer) blocks_.push_back(make_block(layer));
+    check_model_wide_options();
+    if (!config_.tie_embeddings) lm_head_ = Parameter<T, 2, D>(embedding_.extents());
+    flat_ = bind(*this);
+  }
+  /// Copies are deep and have no gradients.
+  LanguageModel(const LanguageModel& other)
+      : config_(other.config_),
+        embedding_(other.embedding_),
+        blocks_(other.blocks_),
+        norm_f_(other.norm_f_),
+        lm_head_(other.lm_head_) {
+    flat_ = bind(*this);
+  }
+  LanguageModel(LanguageModel&&) noexcept = default;
+  LanguageModel& operator=(LanguageModel other) noexcept {
+    std::swap(config_, other.config_);
+    std::swap(embedding_, other.embedding_);
+    std::swap(blocks_, other.blocks_);
+    std::swap(norm_f_, other.norm_f_);
+    std::swap(lm_head_, other.lm_head_);
+    std::swap(flat_, other.flat_);
+    saved_ = {};
+    return *this;
+  }
+
+  const ModelConfig& config() const { return config_; }
+  Index layers() const { return static_cast<Index>(config_.layers.size()); }
+  std::vector<AnyBlock>& blocks() { return blocks_; }
+  const std::vector<AnyBlock>& blocks() const { return blocks_; }
+  /// All values and, once there are some, all gradients, as one array each.
+  FlatParameters<T, D>& flat() { return flat_; }
+  const FlatParameters<T, D>& flat() const { return flat_; }
+
+  /// As the official package does: the embedding normal with initializer_range, weights that write into the residual
+  /// stream divided by sqrt(layers), each mixer as its module does it; a head of its own as torch's Linear.
+  void initialize(Philox random, const Initialization& how = {}) {
+    fill_normal(embedding_.value(), random.child(0), 0.0, config_.initializer_range);
+    if (lm_head_) fill_linear(lm_head_.value(), config_.d_model, random.child(1));
+    norm_f_.initialize();
+    Initialization inner = how;
+    if (config_.rescale_prenorm_residual) inner.residual_scale /= std::sqrt(static_cast<double>(layers()));
+    for (std::size_t i = 0; i < blocks_.size(); ++i)
+      std::visit([&](auto& block) { block.initialize(random.child(2 + i), inner); }, blocks_[i]);
+  }
+
+  /// Zeros in the flat array of gradients, which exists from the first call on.
+  void zero_gradients() {
+    bind_gradients(*this, flat_);
+    const auto gradients = flat_.gradients();
+    std::fill_n(gradients.data(), gradients.size(), T{});
+  }
+
+  /// Logits of every position: (batch, length) tokens to (batch, length, padded_vocab_size). Throws Error for a token
+  /// out of range.
+  Tensor<T, 3, D> forward(const Tokens& tokens) const {
+    const auto hidden = infer(tokens);
+    auto logits = Tensor<T, 3, D>::uninitialized({tokens.extent(0), tokens.extent(1), config_.padded_vocab_size()});
+    linear::forward(linear::Inputs<T, D>{.x = as_rows(hidden), .weight = head()}, as_rows(logits));
+    return logits;
+  }
+
+  /// Mean of -ln p(target) over the targets; those of -100 do not count. NaN if none does.
+  double loss(const Tokens& tokens, const Tokens& targets) const {
+    const Index kept = check_batch(tokens, targets);
+    const auto hidden = infer(tokens);
+    return over_head(as_rows(hidden), targets, kept, 0.0, nullptr);
+  }
+
+  /// The same while training, with dropout; adds the gradient of options.scale times it into the parameters' gradients.
+  double forward_backward(const Tokens& tokens, const Tokens& targets, const BackwardOptions& options = {}) {
+    const Index kept = check_batch(tokens, targets);
+    bind_gradients(*this, flat_);
+    const std::size_t bytes_before = arena<D>().bytes_in_use();
+    const auto hidden = forward_saving(tokens, options.dropout);
+    saved_bytes_ = arena<D>().bytes_in_use() - bytes_before;
+    auto dhidden = Tensor<T, 3, D>::uninitialized(hidden.extents());
+    const auto rows = as_rows(hidden);
+    const double scale = kept > 0 ? options.scale / static_cast<double>(kept) : 0.0;
+    const double loss =
+        over_head(rows, targets, kept, scale, [&](Index begin, Index end, const View<T, 2, D>& dlogits) {
+          linear::backward(linear::Inputs<T, D>{.x = rows.template slice<0>(begin, end), .weight = head()}, dlogits,
+                           linear::GradientViews<T, D>{.dx = as_rows(dhidden).template slice<0>(begin, end),
+                                                       .dweight = head_gradient()},
+                           GradientMode::add);
+        });
+    backward(tokens, std::move(dhidden), options.dropout);
+    return loss;
+  }
+  /// Adds the gradients for a given dL/dlogits, (batch, length, padded_vocab_size), of the same tokens.
+  void backward_from_logits(const Tokens& tokens, const View<const T, 3, D>& dlogits,
+                            const BackwardOptions& options = {}) {
+    require_shape("model", "dlogits", dlogits,
+                  Extents{tokens.extent(0), tokens.extent(1), config_.padded_vocab_size()});
+    bind_gradients(*this, flat_);
+    const auto hidden = forward_saving(tokens, options.dropout);
+    auto dhidden = Tensor<T, 3, D>::uninitialized(hidden.extents());
+    linear::backward(linear::Inputs<T, D>{.x = as_rows(hidden), .weight = head()}, as_rows(dlogits),
+                     linear::GradientViews<T, D>{.dx = as_rows(dhidden), .dweight = head_gradient()},
+                     GradientMode::add);
+    backward(tokens, std::move(dhidden), options.dropout);
+  }
+
+  /// Bytes that the last training step's forward pass kept for its backward pass.
+  std::size_t saved_bytes() const { return saved_bytes_; }
+
+  /// A state that has seen nothing; its logits are zero.
+  State make_state(Index batch = 1) const {
+    require(batch >= 0, "model: a state of ", batch, " sequences");
+    State state;
+    for (std::size_t i = 0; i < blocks_.size(); ++i)
+      state.layers.push_back(with_block(i, [&]<std::size_t place>(const auto& block) {
+        return typename Known::States(std::in_place_index<place>, block.make_state(batch));
+      }));
+    state.logits = Tensor<T, 2, D>({batch, config_.padded_vocab_size()});
+    return state;
+  }
+  /// Lets the state see (batch, length) more tokens in one pass. Only the last position's logits are computed.
+  void prefill(const Tokens& tokens, State& state) const {
+    const Index batch = tokens.extent(0), length = tokens.extent(1);
+    require(batch == state.batch(), "model: ", batch, " rows of tokens for a state of ", state.batch(), " sequences");
+    if (batch == 0 || length == 0) return;
+    auto hidden = embed(tokens);
+    auto residual = Tensor<T, 3, D>::uninitialized(hidden.extents());
+    for (std::size_t i = 0; i < blocks_.size(); ++i)
+      hidden = with_block(i, [&]<std::size_t place>(const auto& block) {
+        return block.prefill(hidden, residual, std::get<place>(state.layers[i]), i == 0);
+      });
+    const auto last = norm_f_.forward(std::as_const(hidden).template slice<1>(length - 1, length),
+                                      std::as_const(residual).template slice<1>(length - 1, length), {});
+    linear::forward(linear::Inputs<T, D>{.x = as_rows(last), .weight = head()}, state.logits.view());
+    state.position += length;
+  }
+  State prefill(const Tokens& tokens) const {
+    State state = make_state(tokens.extent(0));
+    prefill(tokens, state);
+    return state;
+  }
+  /// One more token of each sequence, (batch). Constant time and memory; takes nothing from the system after the first.
+  void step(const View<const std::int32_t, 1, D>& tokens, State& state) const {
+    prefill(tokens.reshape(Extents{tokens.extent(0), Index{1}}), state);
+  }
+  void step(std::int32_t token, State& state) const { step(View<const std::int32_t, 1, D>(&token, {1}), state); }
+
+  /// The first thing that is not finite, in words, for the message of a training run that went wrong: a parameter by
+  /// its name, else the layer whose output it is. Empty if there is none.
+  std::string first_not_finite(const Tokens& tokens) const {
+    std::string found;
+    this->visit([&](std::string_view name, auto& parameter) {
+      if (found.empty() && !all_finite(parameter.to_tensor())) found = "the parameter " + std::string(name);
+    });
+    if (!found.empty()) return found;
+    auto hidden = embed(tokens);
+    auto residual = Tensor<T, 3, D>::uninitialized(hidden.extents());
+    for (std::size_t i = 0; i < blocks_.size(); ++i) {
+      hidden = with_block(i, [&]<std::size_t>(const auto& block) { return block.infer(hidden, residual, i == 0); });
+      if (!all_finite(hidden)) return "the output of layer " + std::to_string(i) + " (" + config_.layers[i].mixer + ")";
+    }
+    if (!all_finite(norm_f_.forward(hidden, residual, {}))) return "the output of the last norm";
+    return "";
+  }
+  /// The last parameter, as backward meets them, whose gradient is not finite: where it began. Empty if there is none.
+  std::string first_gradient_not_finite() const {
+    std::string found;
+    this->visit([&](std::string_view name, auto& parameter) {
+      if (!all_finite(parameter.gradient_to_tensor())) found = "the gradient of " + std::string(name);
+    });
+    return found;
+  }
+
+  template <class Self, class F>
+  static void parameters(Self& self, F&& f) {
+    f("backbone.embedding.weight", self.embedding_);
+    for (std::size_t i = 0; i < self.blocks_.size(); ++i) {
+      auto named = prefixed("backbone.layers." + std::to_string(i) + ".", f);
+      std::visit([&](auto& block) { block.visit(named); }, self.blocks_[i]);
+    }
+    self.norm_f_.visit(prefixed("backbone.norm_f.", f));
+    if (self.lm_head_) f("lm_head.weight", self.lm_head_);
+  }
+
+ private:
+  struct Saved {
+    std::vector<typename Known::Saved> layers;
+    typename AddNorm<T, D>::Saved norm;
+  };
+
+  static const ModelConfig& checked(const ModelConfig& config) {
+    check(config);
+    return config;
+  }
+
+  // Blocks by name: the first type whose mixer is called so.
+  template <std::size_t place = 0>
+  AnyBlock make_block(Index layer) const {
+    const std::string& wanted = config_.layers[static_cast<std::size_t>(layer)].mixer;
+    if constexpr (place == std::variant_size_v<AnyBlock>) {
+      fail("model: layer ", layer, " is called \"", wanted, "\"; this model knows ", Known::names());
+    } else {
+      using B = std::variant_alternative_t<place, AnyBlock>;
+      if (wanted != B::name()) return make_block<place + 1>(layer);
+      using M = typename B::mixer_type;
+      return AnyBlock(std::in_place_index<place>, config_.d_model.get(), layer_options<M>(config_, layer),
+                      block_options());
+    }
+  }
+  BlockOptions block_options() const {
+    return {.norm = config_.rms_norm ? NormKind::rms_norm : NormKind::layer_norm,
+            .eps = config_.norm_epsilon,
+            .dropout = config_.dropout};
+  }
+  void check_model_wide_options() const {
+    for (const auto& [name, value] : config_.mixer) {
+      MixerOptions one;
+      one.set(name, value);
+      bool known = false;
+      for (const auto& any : blocks_)
+        known |= std::visit(
+            [&](const auto& block) {
+              using M = typename std::remove_cvref_t<decltype(block)>::mixer_type;
+              auto options = mixer_options<M>(config_.d_model, 0);
+              return detail::assign_options(options, one, M::name()) > 0;
+            },
+            any);
+      require(known, "model: none of its mixers has an option ", name);
+    }
+  }
+
+  // A layer's block, together with the place of its type, where Saved and State have theirs:
+  // f.operator()<place>(block).
+  template <class F>
+  auto with_block(std::size_t layer, F&& f) const {
+    return dispatch<0>(*this, layer, f);
+  }
+  template <class F>
+  auto with_block(std::size_t layer, F&& f) {
+    return dispatch<0>(*this, layer, f);
+  }
+  template <std::size_t place, class Self, class F>
+  static auto dispatch(Self& self, std::size_t layer, F& f) {
+    if constexpr (place + 1 < std::variant_size_v<AnyBlock>)
+      if (self.blocks_[layer].index() != place) return dispatch<place + 1>(self, layer, f);
+    return f.template operator()<place>(std::get<place>(self.blocks_[layer]));
+  }
+
+  View<const T, 2, D> head() const { return lm_head_ ? lm_head_.value() : embedding_.value(); }
+  View<T, 2, D> head_gradient() { return lm_head_ ? lm_head_.gradient() : embedding_.gradient(); }
+
+  void check_tokens(const Tokens& tokens) const {
+    for (Index b = 0; b < tokens.extent(0); ++b)
+      for (Index t = 0; t < tokens.extent(1); ++t)
+        require(0 <= tokens(b, t) && tokens(b, t) < config_.vocab_size, "model: token ", tokens(b, t), " at position (",
+                b, ", ", t, ") is out of range, the vocabulary has ", config_.vocab_size.get());
+  }
+  /// Returns how many targets count.
+  Index check_batch(const Tokens& tokens, const Tokens& targets) const {
+    require(tokens.size() > 0, "model: a batch of shape ", tokens.extents(), " has no tokens");
+    require_shape("model", "targets", targets, tokens.extents());
+    require(targets.contiguous(), "model: targets must lie densely");
+    Index kept = 0;
+    for (Index b = 0; b < targets.extent(0); ++b)
+      for (Index t = 0; t < targets.extent(1); ++t) kept += targets(b, t) != cross_entropy::Options{}.ignore_index;
+    return kept;
+  }
+
+  Tensor<T, 3, D> embed(const Tokens& tokens) const {
+    check_tokens(tokens);
+    return embedding::forward(embedding::Inputs<T, std::int32_t, D>{.tokens = tokens, .weight = embedding_.value()});
+  }
+  dropout::Options embedding_dropout(Philox random) const { return {.p = config_.dropout, .random = random.child(0)}; }
+
+  /// (batch, length, d_model) as it enters the head.
+  Tensor<T, 3, D> infer(const Tokens& tokens) const {
+    auto hidden = embed(tokens);
+    auto residual = Tensor<T, 3, D>::uninitialized(hidden.extents());
+    for (std::size_t i = 0; i < blocks_.size(); ++i)
+      hidden = with_block(i, [&]<std::size_t>(const auto& block) { return block.infer(hidden, residual, i == 0); });
+    return norm_f_.forward(hidden, residual, {});
+  }
+
+  Tensor<T, 3, D> forward_saving(const Tokens& tokens, Philox random) {
+    saved_.layers.resize(blocks_.size());
+    auto hidden = embed(tokens);
+    if (config_.dropout > 0)
+      dropout::forward(View<const T, 3, D>(hidden.view()), embedding_dropout(random), hidden.view());
+    View<const T, 3, D> residual;
+    for (std::size_t i = 0; i < blocks_.size(); ++i)
+      hidden = with_block(i, [&]<std::size_t place>(const auto& block) {
+        auto& saved = Known::template saved<place>(saved_.layers[i]);
+        auto out = block.forward(hidden, residual, saved, random.child(1 + i));
+        residual = saved.residual();
+        return out;
+      });
+    return norm_f_.forward(hidden, residual, saved_.norm);
+  }
+  void backward(const Tokens& tokens, Tensor<T, 3, D> dhidden, Philox random) {
+    Tensor<T, 3, D> dresidual(dhidden.extents());  // nothing uses the residual stream behind the last norm
+    norm_f_.backward(dhidden, dresidual.view(), saved_.norm);
+    dhidden = {};
+    for (std::size_t i = blocks_.size(); i-- > 0;)
+      with_block(i, [&]<std::size_t place>(auto& block) {
+        block.backward(dresidual, dresidual.view(), Known::template saved<place>(saved_.layers[i]));
+      });
+    if (config_.dropout > 0)
+      dropout::backward(View<const T, 3, D>(dresidual.view()), embedding_dropout(random), dresidual.view());
+    embedding::backward(embedding::Inputs<T, std::int32_t, D>{.tokens = tokens, .weight = embedding_.value()},
+                        View<const T, 3, D>(dresidual.view()), embedding_.gradient(), GradientMode::add);
+  }
+
+  /// The mean loss, some rows of the head at a time. use(begin, end, dlogits) sees the gradient of scale times the sum
+  /// of their losses, which takes the place of the logits; with nullptr there is none.
+  template <class Use>
+  double over_head(const View<const T, 2, D>& hidden, const Tokens& targets, Index kept, [[maybe_unused]] double scale,
+                   [[maybe_unused]] Use&& use) const {
+    const Index rows = hidden.extent(0);
+    const auto labels = targets.reshape(Extents<1>{rows});
+    const cross_entropy::Options options{.vocab_size = config_.vocab_size, .reduction = cross_entropy::Reduction::sum};
+    auto logits = Tensor<T, 2, D>::uninitialized({std::min(rows, head_rows), config_.padded_vocab_size()});
+    double sum = 0;
+    for (Index begin = 0; begin < rows; begin += head_rows) {
+      const Index end = std::min(begin + head_rows, rows);
+      const auto some = logits.template slice<0>(0, end - begin);
+      linear::forward(linear::Inputs<T, D>{.x = hidden.template slice<0>(begin, end), .weight = head()}, some);
+      const cross_entropy::Inputs<T, std::int32_t, D> in{.logits = some,
+                                                         .labels = labels.template slice<0>(begin, end)};
+      if constexpr (std::is_same_v<std::remove_cvref_t<Use>, std::nullptr_t>) {
+        sum += static_cast<double>(cross_entropy::forward(in, options).loss(0));
+      } else {
+        sum += static_cast<double>(cross_entropy::forward_backward(in, options, some, scale)(0));
+        use(begin, end, some);
+      }
+    }
+    return sum / static_cast<double>(kept);
+  }
+
+  template <int Rank>
+  static bool all_finite(const Tensor<T, Rank, D>& tensor) {
+    return std::all_of(tensor.begin(), tensor.end(), [](T x) { return std::isfinite(x); });
+  }
+
+  ModelConfig config_;
+  Parameter<T, 2, D> embedding_;  // (padded_vocab_size, d_model)
+  std::vector<AnyBlock> blocks_;
+  AddNorm<T, D> norm_f_;
+  Parameter<T, 2, D> lm_head_;  // (padded_vocab_size, d_model), or absent: tied
+  FlatParameters<T, D> flat_;
+  Saved saved_;
+  std::size_t saved_bytes_ = 0;
+};
+
+}  // namespace diffmamba

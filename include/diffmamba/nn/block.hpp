@@ -1,0 +1,110 @@
+// SPDX-FileCopyrightText: 2026 The diffmamba authors
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "diffmamba/nn/add_norm.hpp"
+#include "diffmamba/nn/mixer.hpp"
+#include "diffmamba/ops/dropout/dropout_backward.hpp"
+#include "diffmamba/ops/dropout/dropout_forward.hpp"
+
+namespace diffmamba {
+
+struct BlockOptions {
+  NormKind norm = NormKind::rms_norm;
+  double eps = 1e-5;
+  double dropout = 0.0;  // of the mixer's output, while training
+};
+
+/// A pre-norm residual block around any mixer, as the official one: the residual stream, which stays in float, is added
+/// to in the norm of the next block, so that sum and norm are one pass.
+///
+///   residual = hidden + residual;   hidden = mixer(norm(residual))
+///
+/// In a stack of blocks the first one has no residual, and the model's last norm adds the last hidden to it.
+/// Parameters: norm.weight, norm.bias (LayerNorm), mixer.*.
+template <Mixer MixerType>
+class Block : public Module<Block<MixerType>> {
+ public:
+  using mixer_type = MixerType;
+  using value_type = typename MixerType::value_type;
+  using device_type = typename MixerType::device_type;
+  using T = value_type;
+  using D = device_type;
+  using R = accumulate_t<T>;
+  using State = typename MixerType::State;
+
+  /// The mixer's and the norm's.
+  struct Saved {
+    typename AddNorm<T, D>::Saved norm;
+    typename MixerType::Saved mixer;
+    Philox random;  // of the dropout
+    /// The residual stream as it left the block: what the next one adds to. Lives until backward.
+    const Tensor<R, 3, D>& residual() const { return norm.residual; }
+  };
+
+  Block(Index d_model, const typename MixerType::Options& mixer, const BlockOptions& o = {})
+      : options_(o), norm_(d_model, o.norm, o.eps), mixer_(mixer) {
+    require(0 <= o.dropout && o.dropout < 1, "block: dropout is ", o.dropout, ", expected 0 or more and less than 1");
+  }
+
+  void initialize(Philox random, const Initialization& how = {}) {
+    norm_.initialize();
+    mixer_.initialize(random, how);
+  }
+
+  /// Training: the hidden states that leave the block; the residual stream is saved.residual(). An absent residual is
+  /// zero. `random` draws the dropout and must differ from block to block and step to step.
+  Tensor<T, 3, D> forward(const View<const T, 3, D>& hidden, const View<const R, 3, D>& residual, Saved& saved,
+                          Philox random = {}) const {
+    auto out = mixer_.forward(norm_.forward(hidden, residual, saved.norm), saved.mixer);
+    saved.random = random;
+    if (options_.dropout > 0)
+      dropout::forward(View<const T, 3, D>(out.view()), {.p = options_.dropout, .random = random}, out.view());
+    return out;
+  }
+  /// From dL/d(hidden out) and, in `dresidual`, dL/d(residual out), which may be the same memory: dresidual becomes
+  /// dL/d(hidden in) = dL/d(residual in). Adds into the parameters' gradients.
+  void backward(const View<const T, 3, D>& dhidden, const View<R, 3, D>& dresidual, Saved& saved) {
+    Tensor<T, 3, D> dmixed;
+    if (options_.dropout > 0) {
+      auto dropped = Tensor<T, 3, D>::uninitialized(dhidden.extents());
+      dropout::backward(dhidden, {.p = options_.dropout, .random = saved.random}, dropped.view());
+      dmixed = mixer_.backward(dropped, saved.mixer);
+    } else {
+      dmixed = mixer_.backward(dhidden, saved.mixer);
+    }
+    norm_.backward(dmixed, dresidual, saved.norm);
+  }
+
+  /// Inference. residual (batch, length, d_model) is read unless `first`, and written.
+  Tensor<T, 3, D> infer(const View<const T, 3, D>& hidden, const View<R, 3, D>& residual, bool first = false) const {
+    return diffmamba::infer(mixer_, add_norm(hidden, residual, first).view());
+  }
+  /// The same for tokens that come after those which `state` has seen.
+  Tensor<T, 3, D> prefill(const View<const T, 3, D>& hidden, const View<R, 3, D>& residual, State& state,
+                          bool first = false) const {
+    return mixer_.prefill(add_norm(hidden, residual, first), state);
+  }
+  State make_state(Index batch) const { return mixer_.make_state(batch); }
+
+  template <class Self, class F>
+  static void parameters(Self& self, F&& f) {
+    self.norm_.visit(prefixed("norm.", f));
+    self.mixer_.visit(prefixed("mixer.", f));
+  }
+
+  MixerType& mixer() { return mixer_; }
+  const MixerType& mixer() const { return mixer_; }
+  static constexpr std::string_view name() { return MixerType::name(); }
+
+ private:
+  Tensor<T, 3, D> add_norm(const View<const T, 3, D>& hidden, const View<R, 3, D>& residual, bool first) const {
+    return norm_.forward(hidden, first ? View<const R, 3, D>{} : View<const R, 3, D>(residual), residual);
+  }
+
+  BlockOptions options_;
+  AddNorm<T, D> norm_;
+  MixerType mixer_;
+};
+
+}  // namespace diffmamba

@@ -1,0 +1,273 @@
+// SPDX-FileCopyrightText: 2026 The diffmamba authors
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "diffmamba/nn/differential.hpp"  // LambdaParameters, Mamba2Core
+
+namespace diffmamba {
+
+/// Options of DiffS6Mamba2: those of Mamba-2 and of the subtraction.
+struct DiffS6Mamba2Options {
+  Mamba2Options mixer;
+  Index depth = 0;  // of the layer, from 0
+  Lambda lambda = Lambda::sigmoid_scalar;
+  LambdaInit lambda_initialization = LambdaInit::official;
+  double eps = 1e-5;
+
+  template <class Self, class F>
+  static void fields(Self& o, F&& f) {
+    Mamba2Options::fields(o.mixer, f);
+    f("lambda", o.lambda), f("lambda_initialization", o.lambda_initialization), f("subln_eps", o.eps);
+  }
+};
+
+/// DiffS6Mamba2 of the Diff-Mamba repository: the subtraction inside a Mamba-2 block. Two input projections, A, D and
+/// dt biases; one convolution filter, gated norm, initial state and output projection, which both paths share:
+///
+///   out = out_proj((1 - lambda_init) w * RMS(n1 - lambda n2)),   n_i = norm(y_i * silu(z_i)),
+///   lambda = sigmoid(lambda_q1) + lambda_init, one number
+///
+/// Both paths are one computation, as in Differential<Mamba2>; what they share is laid out twice for it, and its
+/// gradients added. The gated norm is the official code's: over all groups of a path.
+template <class T, Device DeviceType = cpu>
+class DiffS6Mamba2 : public Module<DiffS6Mamba2<T, DeviceType>> {
+  using D = DeviceType;
+  using Core = Mamba2Core<T, D>;
+
+ public:
+  using value_type = T;
+  using device_type = DeviceType;
+  using State = typename Core::State;
+
+  using Options = DiffS6Mamba2Options;
+  /// Mamba-2's of both paths, and per token sizeof(T) * (d_model + 3 d_inner).
+  struct Saved {
+    Tensor<T, 3, D> x, gated, combined;
+    typename Core::Saved core;
+    differential_combine::Saved<T, D> combine;
+  };
+
+  static constexpr std::string_view name() { return "diff_s6_mamba2"; }
+  /// The published module normalises over all groups of a path.
+  static Options options(Index d_model, Index depth) {
+    return {.mixer = {.d_model = d_model, .norm_groups = NormGroups::whole}, .depth = depth};
+  }
+
+  explicit DiffS6Mamba2(const Options& o)
+      : options_(o),
+        core_(o.mixer, 2),
+        lambda_(o.lambda, sizes().d_ssm, sizes().d_model, lambda_init(o.depth)),
+        out_proj_(sizes().d_ssm, sizes().d_model, o.mixer.bias) {
+    const auto& s = sizes();
+    require(s.d_mlp == 0, name(), ": d_ssm smaller than d_inner is not offered by this mixer");
+    require(o.mixer.rmsnorm, name(), ": rmsnorm = false is not offered by this mixer");
+    in_proj_weight_ = Parameter<T, 2, D>(Extents{2 * s.d_in_proj(), s.d_model});
+    if (o.mixer.bias) in_proj_bias_ = Parameter<T, 1, D>(Extents<1>{2 * s.d_in_proj()}, Decay::no);
+    conv_weight_ = Parameter<T, 2, D>(Extents{s.conv_dim(), s.d_conv});
+    if (o.mixer.conv_bias) conv_bias_ = Parameter<T, 1, D>(Extents<1>{s.conv_dim()}, Decay::no);
+    dt_bias_ = Parameter<T, 1, D>(Extents<1>{2 * s.nheads}, Decay::no);
+    A_log_ = Parameter<T, 1, D>(Extents<1>{2 * s.nheads}, Decay::no);
+    D_ = Parameter<T, 1, D>(Extents<1>{2 * (o.mixer.D_has_hdim ? s.d_ssm : s.nheads)}, Decay::no);
+    norm_weight_ = Parameter<T, 1, D>(Extents<1>{s.d_ssm}, Decay::no);
+    if (o.mixer.learnable_init_states)
+      init_states_ = Parameter<T, 3, D>(Extents{s.nheads, s.headdim, s.d_state}, Decay::no);
+    subln_weight_ = Parameter<T, 1, D>(Extents<1>{s.d_ssm}, Decay::no);
+  }
+
+  void initialize(Philox random, const Initialization& how = {}) {
+    const auto& s = sizes();
+    const auto& o = options_.mixer;
+    fill_linear(in_proj_weight_.value(), s.d_model, random.child(0));
+    if (in_proj_bias_) {
+      in_proj_bias_.value();  // zeros
+      if (!how.zero_biases) fill_linear(in_proj_bias_.value(), s.d_model, random.child(1));
+    }
+    if (o.conv_init > 0)
+      fill_uniform(conv_weight_.value(), random.child(2), -o.conv_init, o.conv_init);
+    else
+      fill_linear(conv_weight_.value(), s.d_conv, random.child(2));
+    if (conv_bias_) fill_linear(conv_bias_.value(), s.d_conv, random.child(3));
+    fill_dt_bias(dt_bias_.value(), random.child(4), o.dt_min, o.dt_max, o.dt_init_floor);
+    fill_uniform(A_log_.value(), random.child(5), o.A_init_range[0], o.A_init_range[1]);
+    for (Index i = 0; i < A_log_.size(); ++i) A_log_.value()(i) = std::log(A_log_.value()(i));
+    fill_ones(D_);
+    fill_ones(norm_weight_);
+    if (init_states_) init_states_.value();  // zeros
+    fill_ones(subln_weight_);
+    lambda_.initialize(random.child(6), options_.lambda_initialization);
+    out_proj_.initialize(random.child(7), how);
+    scale_by(out_proj_.weight, how.residual_scale);
+  }
+
+  Tensor<T, 3, D> forward(Tensor<T, 3, D> x, Saved& saved) const {
+    const Laid laid(*this);
+    saved.x = std::move(x);
+    saved.gated = core_.forward(laid.weights, core_.project(laid.weights, saved.x), saved.core);
+    saved.combined = combine(saved.gated, &saved.combine);
+    return out_proj_.forward(saved.combined);
+  }
+  Tensor<T, 3, D> forward(const View<const T, 3, D>& x) const { return run(x, nullptr); }
+
+  Tensor<T, 3, D> backward(const View<const T, 3, D>& dout, Saved& saved) {
+    require(bool(saved.gated), name(), ": backward without a forward before it; every Saved serves once");
+    const auto& s = sizes();
+    auto dgated = Tensor<T, 3, D>::uninitialized(saved.gated.extents());
+    {
+      const auto dcombined = out_proj_.backward(saved.combined, dout);
+      const auto lambda = lambda_.value();
+      Tensor<T, 1, D> dlambda(lambda.extents());
+      const auto in = combine_inputs(saved.gated, lambda);
+      Workspace<D> workspace(differential_combine::workspace_bytes(in));
+      differential_combine::GradientViews<T, D> gradients{.dy1 = dgated.template slice<2>(0, s.d_ssm),
+                                                          .dy2 = dgated.template slice<2>(s.d_ssm, 2 * s.d_ssm),
+                                                          .dsubln_weight = subln_weight_.gradient()};
+      if (in.lambda) gradients.dlambda = dlambda.view();
+      differential_combine::backward(in, saved.combine, {.dout = dcombined}, gradients, workspace, GradientMode::add);
+      if (in.lambda) lambda_.backward(dlambda);
+      saved.gated = {};
+      saved.combined = {};
+    }
+    const Laid laid(std::as_const(*this));
+    // Of what both paths share, a gradient for each path, then their sum.
+    Tensor<T, 2, D> dconv_weight(laid.conv_weight.extents());
+    Tensor<T, 1, D> dconv_bias(laid.conv_bias.extents()), dnorm_weight(laid.norm_weight.extents());
+    Tensor<T, 3, D> dinit_states(laid.init_states.extents());
+    const typename Core::WeightGradients g{.in_proj_weight = in_proj_weight_.gradient(),
+                                           .in_proj_bias = in_proj_bias_.gradient(),
+                                           .conv_weight = dconv_weight.view(),
+                                           .conv_bias = conv_bias_ ? dconv_bias.view() : View<T, 1, D>{},
+                                           .dt_bias = dt_bias_.gradient(),
+                                           .A_log = A_log_.gradient(),
+                                           .D = D_.gradient(),
+                                           .norm_weight = dnorm_weight.view(),
+                                           .init_states = init_states_ ? dinit_states.view() : View<T, 3, D>{}};
+    const auto dzxbcdt = core_.backward(laid.weights, dgated, saved.core, g);
+    for_both(s.conv_roles(), [&](Index shared, Index at) {
+      for (Index w = 0; w < s.d_conv; ++w) conv_weight_.gradient()(shared, w) += dconv_weight(at, w);
+      if (conv_bias_) conv_bias_.gradient()(shared) += dconv_bias(at);
+    });
+    for_both(std::array{s.d_ssm}, [&](Index shared, Index at) { norm_weight_.gradient()(shared) += dnorm_weight(at); });
+    if (init_states_)
+      for_both(std::array{init_states_.size()},
+               [&](Index shared, Index at) { init_states_.gradient_data()[shared] += dinit_states.data()[at]; });
+    auto dx = core_.project_backward(laid.weights, saved.x, dzxbcdt, g);
+    saved = {};
+    return dx;
+  }
+
+  State make_state(Index batch) const { return core_.make_state(Laid(*this).weights, batch); }
+  Tensor<T, 3, D> prefill(const View<const T, 3, D>& x, State& state) const { return run(x, &state); }
+
+  template <class Self, class F>
+  static void parameters(Self& self, F&& f) {
+    const auto& s = self.sizes();
+    const auto give = [&](std::string_view name, auto part) { f(name, part); };
+    for (Index p = 0; p < 2; ++p) {
+      const bool first = p == 0;
+      give(first ? "in_proj1.weight" : "in_proj2.weight",
+           path_of(self.in_proj_weight_, p, 2, Extents{s.d_in_proj(), s.d_model}, s.in_proj_roles()));
+      if (self.in_proj_bias_)
+        give(first ? "in_proj1.bias" : "in_proj2.bias",
+             path_of(self.in_proj_bias_, p, 2, Extents<1>{s.d_in_proj()}, s.in_proj_roles()));
+      give(first ? "dt1_bias" : "dt2_bias", path_of(self.dt_bias_, p, Extents<1>{s.nheads}));
+      give(first ? "A1_log" : "A2_log", path_of(self.A_log_, p, Extents<1>{s.nheads}));
+      give(first ? "D1" : "D2", path_of(self.D_, p, Extents<1>{self.D_.size() / 2}));
+    }
+    give("conv1d.weight", path_of(self.conv_weight_, 0, Extents{s.conv_dim(), Index{1}, s.d_conv}));
+    if (self.conv_bias_) f("conv1d.bias", self.conv_bias_);
+    f("norm.weight", self.norm_weight_);
+    if (self.init_states_) f("init_states", self.init_states_);
+    Linear<T, D>::parameters(self.out_proj_, prefixed("out_proj.", f));
+    LambdaParameters<T, D>::parameters(self.lambda_, f);
+    f("subln.weight", self.subln_weight_);
+  }
+
+ private:
+  const Mamba2Sizes& sizes() const { return core_.sizes(); }
+
+  /// f(index, index in the stack of both paths) for every row of a tensor that both share.
+  template <std::size_t Roles, class F>
+  static void for_both(const std::array<Index, Roles>& roles, F&& f) {
+    Index before = 0;
+    for (const Index size : roles) {
+      for (Index path = 0; path < 2; ++path)
+        for (Index i = 0; i < size; ++i) f(before + i, 2 * before + path * size + i);
+      before += size;
+    }
+  }
+
+  /// The weights as both paths together want them: what they share, twice.
+  struct Laid {
+    Tensor<T, 2, D> conv_weight;
+    Tensor<T, 1, D> conv_bias, norm_weight;
+    Tensor<T, 3, D> init_states;
+    typename Core::Weights weights;
+
+    explicit Laid(const DiffS6Mamba2& m)
+        : conv_weight(Extents{2 * m.sizes().conv_dim(), m.sizes().d_conv}),
+          norm_weight(Extents<1>{2 * m.sizes().d_ssm}) {
+      const auto& s = m.sizes();
+      const auto shared_weight = m.conv_weight_.value();
+      const auto shared_bias = m.conv_bias_.value();
+      const auto shared_norm = m.norm_weight_.value();
+      if (shared_bias) conv_bias = Tensor<T, 1, D>(Extents<1>{2 * s.conv_dim()});
+      for_both(s.conv_roles(), [&](Index shared, Index at) {
+        for (Index w = 0; w < s.d_conv; ++w) conv_weight(at, w) = shared_weight(shared, w);
+        if (shared_bias) conv_bias(at) = shared_bias(shared);
+      });
+      for_both(std::array{s.d_ssm}, [&](Index shared, Index at) { norm_weight(at) = shared_norm(shared); });
+      if (const auto shared_states = m.init_states_.value()) {
+        init_states = Tensor<T, 3, D>(Extents{2 * s.nheads, s.headdim, s.d_state});
+        for_both(std::array{shared_states.size()},
+                 [&](Index shared, Index at) { init_states.data()[at] = shared_states.data()[shared]; });
+      }
+      weights = {.in_proj_weight = m.in_proj_weight_.value(),
+                 .in_proj_bias = m.in_proj_bias_.value(),
+                 .conv_weight = conv_weight,
+                 .conv_bias = conv_bias,
+                 .dt_bias = m.dt_bias_.value(),
+                 .A_log = m.A_log_.value(),
+                 .D = m.D_.value(),
+                 .norm_weight = norm_weight,
+                 .init_states = init_states};
+    }
+    Laid(const Laid&) = delete;
+    Laid& operator=(const Laid&) = delete;
+  };
+
+  differential_combine::Inputs<T, D> combine_inputs(const Tensor<T, 3, D>& gated, const Tensor<T, 1, D>& lambda) const {
+    const Index width = sizes().d_ssm;
+    differential_combine::Inputs<T, D> in{.y1 = gated.template slice<2>(0, width),
+                                          .y2 = gated.template slice<2>(width, 2 * width)};
+    if (options_.lambda != Lambda::none) in.lambda = lambda;
+    in.subln_weight = subln_weight_.value();
+    return in;
+  }
+  Tensor<T, 3, D> combine(const Tensor<T, 3, D>& gated, differential_combine::Saved<T, D>* saved) const {
+    const auto lambda = lambda_.value();
+    auto out = Tensor<T, 3, D>::uninitialized(Extents{gated.extent(0), gated.extent(1), sizes().d_ssm});
+    differential_combine::forward(combine_inputs(gated, lambda),
+                                  {.norm = Norm::after, .scale = lambda_.scale(), .eps = options_.eps}, {.out = out},
+                                  saved);
+    return out;
+  }
+  Tensor<T, 3, D> run(const View<const T, 3, D>& x, State* state) const {
+    const Laid laid(*this);
+    return out_proj_.forward(combine(core_.forward(laid.weights, core_.project(laid.weights, x), state), nullptr));
+  }
+
+  Options options_;
+  Core core_;
+  LambdaParameters<T, D> lambda_;
+  Parameter<T, 2, D> in_proj_weight_;  // (2 * d_in_proj, d_model), stacked role by role
+  Parameter<T, 1, D> in_proj_bias_;
+  Parameter<T, 2, D> conv_weight_;  // (conv_dim, d_conv)
+  Parameter<T, 1, D> conv_bias_;
+  Parameter<T, 1, D> dt_bias_, A_log_, D_;  // of both paths
+  Parameter<T, 1, D> norm_weight_;
+  Parameter<T, 3, D> init_states_;
+  Linear<T, D> out_proj_;
+  Parameter<T, 1, D> subln_weight_;
+};
+
+}  // namespace diffmamba

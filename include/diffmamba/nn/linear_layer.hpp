@@ -1,0 +1,120 @@
+// SPDX-FileCopyrightText: 2026 The diffmamba authors
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <algorithm>  // std::fill_n
+#include <cmath>      // std::sqrt
+
+#include "diffmamba/nn/mixer.hpp"  // Module, Parameter, Initialization
+#include "diffmamba/ops/linear/linear_backward.hpp"
+#include "diffmamba/ops/linear/linear_forward.hpp"
+
+namespace diffmamba {
+
+/// (batch, length, channels) as the rows of a matrix; copies nothing, slices of the last axis included.
+template <class T, class D>
+View<T, 2, D> as_rows(const View<T, 3, D>& x) {
+  return x.reshape(Extents{x.extent(0) * x.extent(1), x.extent(2)});
+}
+template <class T, class D>
+View<T, 2, D> as_rows(Tensor<T, 3, D>& x) {
+  return as_rows(x.view());
+}
+template <class T, class D>
+View<const T, 2, D> as_rows(const Tensor<T, 3, D>& x) {
+  return as_rows(x.view());
+}
+
+/// The same for any x: a slice of the tokens of several sequences, whose rows do not follow one another evenly, is
+/// copied.
+template <class T, Device DeviceType = cpu>
+class Rows {
+ public:
+  explicit Rows(const View<const T, 3, DeviceType>& x) {
+    const bool even = x.extent(0) <= 1 || x.extent(1) <= 1 || x.stride(0) == x.extent(1) * x.stride(1);
+    if (!even) copy_ = to_tensor(x);
+    view_ = even ? as_rows(x) : as_rows(std::as_const(copy_));
+  }
+  Rows(const Rows&) = delete;
+  Rows& operator=(const Rows&) = delete;
+  const View<const T, 2, DeviceType>& view() const { return view_; }
+  operator View<const T, 2, DeviceType>() const { return view_; }
+
+ private:
+  Tensor<T, 3, DeviceType> copy_;
+  View<const T, 2, DeviceType> view_;
+};
+
+/// torch's initialisation of Linear and Conv1d: uniform in +-1/sqrt(fan_in).
+template <class X>
+void fill_linear(X&& x, Index fan_in, Philox random, double scale = 1.0) {
+  const double bound = fan_in > 0 ? scale / std::sqrt(static_cast<double>(fan_in)) : 0.0;
+  fill_uniform(x, random, -bound, bound);
+}
+
+/// Every element 1: D and the weights of norms.
+template <class T, int Rank, Device DeviceType>
+void fill_ones(Parameter<T, Rank, DeviceType>& parameter) {
+  std::fill_n(parameter.value_data(), parameter.size(), T(1));
+}
+/// The rescaling of weights that write into the residual stream.
+template <class T, int Rank, Device DeviceType>
+void scale_by(Parameter<T, Rank, DeviceType>& parameter, double factor) {
+  T* value = parameter.value_data();
+  for (Index i = 0; i < parameter.size(); ++i) value[i] *= static_cast<T>(factor);
+}
+
+/// y = x weight^T + bias, with the weight as checkpoints have it, (out, in), and its gradients.
+template <class T, Device DeviceType = cpu>
+class Linear : public Module<Linear<T, DeviceType>> {
+ public:
+  using value_type = T;
+  using device_type = DeviceType;
+
+  Linear() = default;
+  Linear(Index in, Index out, bool with_bias = false) : weight(Extents{out, in}) {
+    require(in >= 0 && out >= 0, "Linear: negative size (", out, ", ", in, ")");
+    if (with_bias) bias = Parameter<T, 1, DeviceType>(Extents<1>{out}, Decay::no);
+  }
+
+  void initialize(Philox random, const Initialization& how = {}) {
+    fill_linear(weight.value(), weight.extent(1), random.child(0));
+    if (!bias) return;
+    if (how.zero_biases)
+      bias.value();  // zeros
+    else
+      fill_linear(bias.value(), weight.extent(1), random.child(1));
+  }
+
+  /// (batch, length, in) -> (batch, length, out)
+  Tensor<T, 3, DeviceType> forward(const View<const T, 3, DeviceType>& x) const {
+    auto out = Tensor<T, 3, DeviceType>::uninitialized(Extents{x.extent(0), x.extent(1), weight.extent(0)});
+    const Rows<T, DeviceType> rows(x);
+    linear::forward(inputs(rows), as_rows(out));
+    return out;
+  }
+  /// dL/dx; adds into the parameters' gradients. x as forward got it.
+  Tensor<T, 3, DeviceType> backward(const View<const T, 3, DeviceType>& x, const View<const T, 3, DeviceType>& dout) {
+    auto dx = Tensor<T, 3, DeviceType>::uninitialized(x.extents());
+    const Rows<T, DeviceType> rows(x), dout_rows(dout);
+    linear::backward(std::as_const(*this).inputs(rows), dout_rows.view(),
+                     {.dx = as_rows(dx), .dweight = weight.gradient(), .dbias = bias.gradient()}, GradientMode::add);
+    return dx;
+  }
+
+  template <class Self, class F>
+  static void parameters(Self& self, F&& f) {
+    f("weight", self.weight);
+    if (self.bias) f("bias", self.bias);
+  }
+
+  Parameter<T, 2, DeviceType> weight;  // (out, in)
+  Parameter<T, 1, DeviceType> bias;    // (out), or absent
+
+ private:
+  linear::Inputs<T, DeviceType> inputs(const View<const T, 2, DeviceType>& x) const {
+    return {.x = x, .weight = weight.value(), .bias = bias.value()};
+  }
+};
+
+}  // namespace diffmamba

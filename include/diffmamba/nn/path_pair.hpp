@@ -1,0 +1,305 @@
+// SPDX-FileCopyrightText: 2026 The diffmamba authors
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <utility>  // std::pair
+
+#include "diffmamba/nn/projected_mixer.hpp"
+#include "diffmamba/ops/matmul/matmul_forward.hpp"
+
+// The two paths m1 and m2 of a differential mixer.
+namespace diffmamba {
+
+/// The two paths of a mixer that has an axis of paths, run as one: one input projection, one convolution, one scan.
+/// What they hand to their output projections lies side by side, and so the difference is one product more,
+///
+///   m1(x) - lambda m2(x) = [g1 | g2] [W1 | -lambda W2]^T + b1 - lambda b2
+///
+/// with -lambda (one number, or one for each row of W2) folded into a copy of the weights; only who needs both results
+/// by themselves, to normalise them, computes two products. Backwards, with dW = dL/d[W1 | -lambda W2] of that one
+/// product,
+///
+///   dW1 += dW_1      dW2 += -lambda dW_2      dlambda = -sum(W2 * dW_2)         (and the biases alike)
+template <class MixerType>
+class PathsAsOne {
+ public:
+  using Inner = typename MixerType::Inner;
+  using T = typename MixerType::value_type;
+  using D = typename MixerType::device_type;
+  using State = typename Inner::State;
+  using Pair = std::pair<Tensor<T, 3, D>, Tensor<T, 3, D>>;
+  static constexpr bool as_one = true;
+
+  /// The inner's, and per token sizeof(T) * (d_model + 2 width).
+  struct Saved {
+    Tensor<T, 3, D> x, gated;
+    typename Inner::Saved inner;
+  };
+
+  explicit PathsAsOne(const typename MixerType::Options& options)
+      : inner_(options, 2), width_(width_of(inner_)), weight_(Extents{Index{2}, inner_.d_model(), width_}) {
+    if (inner_.bias()) bias_ = Parameter<T, 2, D>(Extents{Index{2}, inner_.d_model()}, Decay::no);
+  }
+
+  Index d_model() const { return inner_.d_model(); }
+
+  void initialize(Philox random, const Initialization& how) {
+    inner_.initialize(random, how);
+    for (Index path = 0; path < 2; ++path) {
+      const Philox draw = random.child(1).child(static_cast<std::uint64_t>(path));
+      fill_linear(weight_.value().template select<0>(path), width_, draw.child(0), how.residual_scale);
+      if (!bias_) continue;
+      if (how.zero_biases)
+        bias_.value();  // zeros
+      else
+        fill_linear(bias_.value().template select<0>(path), width_, draw.child(1));
+    }
+  }
+
+  /// scale * (m1(x) - lambda m2(x))
+  Tensor<T, 3, D> difference(Tensor<T, 3, D> x, const View<const T, 1, D>& lambda, double scale, Saved& saved) const {
+    saved.x = std::move(x);
+    saved.gated = inner_.forward(std::as_const(saved.x), saved.inner);
+    return difference_of(saved.gated, lambda, scale);
+  }
+  Tensor<T, 3, D> difference(const View<const T, 3, D>& x, const View<const T, 1, D>& lambda, double scale,
+                             State* state) const {
+    return difference_of(inner_.forward(x, state), lambda, scale);
+  }
+  /// dx; adds dL/dlambda to dlambda and the gradients of the weights to theirs.
+  Tensor<T, 3, D> difference_backward(const View<const T, 3, D>& dout, const View<const T, 1, D>& lambda, double scale,
+                                      Saved& saved, const View<T, 1, D>& dlambda) {
+    require(bool(saved.gated), "backward without a forward before it; every Saved serves once");
+    auto dgated = Tensor<T, 3, D>::uninitialized(saved.gated.extents());
+    {
+      const auto weight = folded_weight(lambda, scale);
+      const auto bias = folded_bias(lambda, scale);
+      auto dweight = Tensor<T, 2, D>::uninitialized(weight.extents());
+      Tensor<T, 1, D> dbias;
+      if (bias) dbias = Tensor<T, 1, D>(bias.extents());
+      linear::backward(
+          linear::Inputs<T, D>{.x = as_rows(std::as_const(saved.gated)), .weight = weight, .bias = bias},
+          Rows<T, D>(dout).view(),
+          linear::GradientViews<T, D>{.dx = as_rows(dgated), .dweight = dweight.view(), .dbias = dbias.view()});
+      unfold(dweight, dbias, lambda, scale, dlambda);
+    }
+    saved.gated = {};
+    auto dx = inner_.backward(saved.x, dgated, saved.inner);
+    saved.x = {};
+    return dx;
+  }
+
+  /// m1(x) and m2(x)
+  Pair both(Tensor<T, 3, D> x, Saved& saved) const {
+    saved.x = std::move(x);
+    saved.gated = inner_.forward(std::as_const(saved.x), saved.inner);
+    return {project(saved.gated, 0), project(saved.gated, 1)};
+  }
+  Pair both(const View<const T, 3, D>& x, State* state) const {
+    const auto gated = inner_.forward(x, state);
+    return {project(gated, 0), project(gated, 1)};
+  }
+  Tensor<T, 3, D> both_backward(const View<const T, 3, D>& dy1, const View<const T, 3, D>& dy2, Saved& saved) {
+    require(bool(saved.gated), "backward without a forward before it; every Saved serves once");
+    auto dgated = Tensor<T, 3, D>::uninitialized(saved.gated.extents());
+    for (Index path = 0; path < 2; ++path) {
+      const Rows<T, D> rows(path == 0 ? dy1 : dy2);
+      const auto& dy = rows.view();
+      const auto weight = std::as_const(weight_).value().template select<0>(path);
+      const auto dweight = weight_.gradient().template select<0>(path);
+      View<T, 1, D> dbias;
+      if (bias_) dbias = bias_.gradient().template select<0>(path);
+      for_roles(path, [&](Index from, Index to, Index at) {
+        const linear::Inputs<T, D> in{.x = as_rows(std::as_const(saved.gated).template slice<2>(at, at + to - from)),
+                                      .weight = weight.template slice<1>(from, to)};
+        linear::backward(in, dy,
+                         linear::GradientViews<T, D>{.dx = as_rows(dgated.template slice<2>(at, at + to - from)),
+                                                     .dweight = dweight.template slice<1>(from, to),
+                                                     .dbias = from == 0 ? dbias : View<T, 1, D>{}},
+                         GradientMode::add);
+      });
+    }
+    saved.gated = {};
+    auto dx = inner_.backward(saved.x, dgated, saved.inner);
+    saved.x = {};
+    return dx;
+  }
+
+  State make_state(Index batch) const { return inner_.make_state(batch); }
+
+  template <class Self, class F>
+  static void parameters(Self& self, F&& f) {
+    for (Index path = 0; path < 2; ++path) {
+      const auto named = prefixed(path == 0 ? "m1." : "m2.", f);
+      Inner::parameters(self.inner_, path, named);
+      auto weight = path_of(self.weight_, path, Extents{self.inner_.d_model(), self.width_});
+      named("out_proj.weight", weight);
+      if (!self.bias_) continue;
+      auto bias = path_of(self.bias_, path, Extents<1>{self.inner_.d_model()});
+      named("out_proj.bias", bias);
+    }
+  }
+
+ private:
+  /// f(from, to, at) for every role: columns [from, to) of a path's out_proj.weight, and where they begin in the gated
+  /// tensor of both paths.
+  template <class F>
+  void for_roles(Index path, F&& f) const {
+    Index before = 0;
+    for (const Index size : inner_.roles()) {
+      if (size > 0) f(before, before + size, 2 * before + path * size);
+      before += size;
+    }
+  }
+  static T factor(Index path, const View<const T, 1, D>& lambda, double scale, Index row) {
+    const T s = static_cast<T>(scale);
+    return path == 0 ? s : -s * lambda(lambda.extent(0) == 1 ? 0 : row);
+  }
+
+  /// scale * [W1 | -lambda W2], its columns in the order of the gated tensor.
+  Tensor<T, 2, D> folded_weight(const View<const T, 1, D>& lambda, double scale) const {
+    const Index d = inner_.d_model();
+    const auto weight = weight_.value();
+    auto result = Tensor<T, 2, D>::uninitialized(Extents{d, 2 * width_});
+    parallel_for(tiles_of(d, row_tile), [&](Index tile) {
+      for (Index row = tile * row_tile; row < d && row < (tile + 1) * row_tile; ++row)
+        for (Index path = 0; path < 2; ++path) {
+          const T s = factor(path, lambda, scale, row);
+          for_roles(path, [&](Index from, Index to, Index at) {
+            const T* w = weight.pointer(path, row);
+            T* out = result.data() + row * 2 * width_ + at;
+            for (Index i = from; i < to; ++i) out[i - from] = s * w[i];
+          });
+        }
+    });
+    return result;
+  }
+  Tensor<T, 1, D> folded_bias(const View<const T, 1, D>& lambda, double scale) const {
+    if (!bias_) return {};
+    const auto bias = bias_.value();
+    Tensor<T, 1, D> result(Extents<1>{inner_.d_model()});
+    for (Index row = 0; row < result.size(); ++row)
+      result(row) = factor(0, lambda, scale, row) * bias(0, row) + factor(1, lambda, scale, row) * bias(1, row);
+    return result;
+  }
+  Tensor<T, 3, D> difference_of(const Tensor<T, 3, D>& gated, const View<const T, 1, D>& lambda, double scale) const {
+    const auto weight = folded_weight(lambda, scale);
+    const auto bias = folded_bias(lambda, scale);
+    auto out = Tensor<T, 3, D>::uninitialized(Extents{gated.extent(0), gated.extent(1), inner_.d_model()});
+    linear::forward(linear::Inputs<T, D>{.x = as_rows(gated), .weight = weight, .bias = bias}, as_rows(out));
+    return out;
+  }
+  /// From the gradients of the folded weight and bias to those of W1, W2, their biases and lambda.
+  void unfold(const Tensor<T, 2, D>& dfolded, const Tensor<T, 1, D>& dfolded_bias, const View<const T, 1, D>& lambda,
+              double scale, const View<T, 1, D>& dlambda) {
+    const Index d = inner_.d_model();
+    const auto weight = std::as_const(weight_).value();
+    const auto dweight = weight_.gradient();
+    Tensor<T, 1, D> products(Extents<1>{d});  // sum(W2 * dW_2) of each row
+    parallel_for(tiles_of(d, row_tile), [&](Index tile) {
+      for (Index row = tile * row_tile; row < d && row < (tile + 1) * row_tile; ++row)
+        for (Index path = 0; path < 2; ++path) {
+          const T s = factor(path, lambda, scale, row);
+          T product{};
+          for_roles(path, [&](Index from, Index to, Index at) {
+            const T* w = weight.pointer(path, row);
+            T* dw = dweight.pointer(path, row);
+            const T* df = dfolded.data() + row * 2 * width_ + at;
+            for (Index i = from; i < to; ++i) {
+              product += w[i] * df[i - from];
+              dw[i] += s * df[i - from];
+            }
+          });
+          if (path == 1) products(row) = product;
+        }
+    });
+    for (Index row = 0; row < d; ++row) {
+      if (bias_) {
+        products(row) += std::as_const(bias_).value()(1, row) * dfolded_bias(row);
+        for (Index path = 0; path < 2; ++path)
+          bias_.gradient()(path, row) += factor(path, lambda, scale, row) * dfolded_bias(row);
+      }
+      dlambda(dlambda.extent(0) == 1 ? 0 : row) -= static_cast<T>(scale) * products(row);
+    }
+  }
+  /// gated of one path -> y of this path
+  Tensor<T, 3, D> project(const Tensor<T, 3, D>& gated, Index path) const {
+    auto out = Tensor<T, 3, D>::uninitialized(Extents{gated.extent(0), gated.extent(1), inner_.d_model()});
+    const auto weight = weight_.value().template select<0>(path);
+    bool first = true;
+    for_roles(path, [&](Index from, Index to, Index at) {
+      const auto x = as_rows(gated.template slice<2>(at, at + to - from));
+      const auto w = weight.template slice<1>(from, to);
+      if (first) {
+        View<const T, 1, D> bias;
+        if (bias_) bias = bias_.value().template select<0>(path);
+        linear::forward(linear::Inputs<T, D>{.x = x, .weight = w, .bias = bias}, as_rows(out));
+      } else {
+        matmul(x, w.template permute<1, 0>(), as_rows(out), {.beta = 1});
+      }
+      first = false;
+    });
+    return out;
+  }
+
+  static constexpr Index row_tile = 16;
+  Inner inner_;
+  Index width_;
+  Parameter<T, 3, D> weight_;  // (2, d_model, width)
+  Parameter<T, 2, D> bias_;    // (2, d_model), or absent
+};
+
+/// Two mixers of any kind, called one after the other on the same x: what a mixer of your own becomes that has no
+/// Inner. Costs what two mixers cost.
+template <class MixerType>
+class PathsAsTwo {
+ public:
+  using T = typename MixerType::value_type;
+  using D = typename MixerType::device_type;
+  using Pair = std::pair<Tensor<T, 3, D>, Tensor<T, 3, D>>;
+  static constexpr bool as_one = false;
+
+  struct Saved {
+    typename MixerType::Saved m1, m2;
+  };
+  struct State {
+    typename MixerType::State m1, m2;
+  };
+
+  explicit PathsAsTwo(const typename MixerType::Options& options)
+      : d_model_(options.d_model), m1_(options), m2_(options) {}
+
+  Index d_model() const { return d_model_; }
+  void initialize(Philox random, const Initialization& how) {
+    m1_.initialize(random.child(0), how);
+    m2_.initialize(random.child(1), how);
+  }
+
+  Pair both(Tensor<T, 3, D> x, Saved& saved) const {
+    auto y1 = m1_.forward(Tensor<T, 3, D>(x), saved.m1);
+    return {std::move(y1), m2_.forward(std::move(x), saved.m2)};
+  }
+  Pair both(const View<const T, 3, D>& x, State* state) const {
+    if (state == nullptr) return {infer(m1_, x), infer(m2_, x)};
+    return {m1_.prefill(x, state->m1), m2_.prefill(x, state->m2)};
+  }
+  Tensor<T, 3, D> both_backward(const View<const T, 3, D>& dy1, const View<const T, 3, D>& dy2, Saved& saved) {
+    auto dx = m1_.backward(dy1, saved.m1);
+    const auto dx2 = m2_.backward(dy2, saved.m2);
+    for (Index i = 0; i < dx.size(); ++i) dx.data()[i] += dx2.data()[i];
+    return dx;
+  }
+  State make_state(Index batch) const { return {m1_.make_state(batch), m2_.make_state(batch)}; }
+
+  template <class Self, class F>
+  static void parameters(Self& self, F&& f) {
+    self.m1_.visit(prefixed("m1.", f));
+    self.m2_.visit(prefixed("m2.", f));
+  }
+
+ private:
+  Index d_model_;
+  MixerType m1_, m2_;
+};
+
+}  // namespace diffmamba

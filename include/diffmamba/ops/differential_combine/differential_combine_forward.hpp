@@ -1,0 +1,113 @@
+// SPDX-FileCopyrightText: 2026 The diffmamba authors
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cmath>  // std::sqrt
+
+#include "diffmamba/ops/differential_combine/differential_combine.hpp"
+#include "diffmamba/ops/row_kernels.hpp"  // for_blocks, row_pointer
+
+namespace diffmamba::differential_combine {
+namespace detail {
+
+using namespace diffmamba::detail;
+
+/// One row of the two paths and what is made of it, a block of channels at a time. rstd1 and rstd2 are those of the
+/// paths, 1 without a norm before.
+template <class T>
+struct DifferenceRow {
+  using A = accumulate_t<T>;
+  const T *y1, *y2;
+  const A *norm_weight, *lambda;  // null: 1
+  bool lambda_per_channel;
+  A rstd1 = 1, rstd2 = 1;
+
+  DifferenceRow(const Inputs<T>& in, Index row)
+      : y1(row_pointer<const T>(in.y1, row)),
+        y2(row_pointer<const T>(in.y2, row)),
+        norm_weight(in.norm_weight.data()),
+        lambda(in.lambda.data()),
+        lambda_per_channel(in.lambda && in.lambda.extent(0) != 1) {}
+
+  /// lambda of these channels.
+  template <class Block>
+  ChannelLanes<A> lambda_at(Index c, Block block) const {
+    if (lambda_per_channel) return block.load(lambda + c);
+    return ChannelLanes<A>::Constant(lambda ? *lambda : A(1));
+  }
+  template <class Block>
+  ChannelLanes<A> weight_at(Index c, Block block) const {
+    if (norm_weight) return block.load(norm_weight + c);
+    return ChannelLanes<A>::Ones();
+  }
+  /// n_1 - lambda n_2
+  template <class Block>
+  ChannelLanes<A> difference(Index c, Block block) const {
+    return weight_at(c, block) * (block.load(y1 + c) * rstd1 - lambda_at(c, block) * (block.load(y2 + c) * rstd2));
+  }
+};
+
+}  // namespace detail
+
+/// Writes into the caller's memory; with `saved` null (inference) it allocates nothing, otherwise only when saved has
+/// another shape than before.
+template <class T>
+void forward(const Inputs<T>& in, const Options& options, const OutputViews<T>& outputs,
+             std::type_identity_t<Saved<T>>* saved) {
+  using A = accumulate_t<T>;
+  using detail::ChannelLanes;
+  check(in, options, outputs);
+  const Index channels = in.y1.extent(2), rows = in.y1.extent(0) * in.y1.extent(1);
+  if (saved) {
+    saved->options = options;
+    reuse_or_allocate(saved->rstd, Extents{in.y1.extent(0), in.y1.extent(1), Index{3}});
+  }
+  const A per_channel = channels > 0 ? A(1) / static_cast<A>(channels) : A(0);
+  const A eps = static_cast<A>(options.eps), scale = static_cast<A>(options.scale);
+  const bool before = norm_before(options), after = norm_after(options);
+  const Index tile_rows = std::max<Index>(1, (Index{1} << 14) / std::max<Index>(1, channels));
+
+  parallel_for(tiles_of(rows, tile_rows), [&](Index tile) {
+    for (Index row = tile * tile_rows; row < std::min(rows, (tile + 1) * tile_rows); ++row) {
+      detail::DifferenceRow<T> paths(in, row);
+      A rstd = 1;
+      if (before) {
+        ChannelLanes<A> sums1 = ChannelLanes<A>::Zero(), sums2 = ChannelLanes<A>::Zero();
+        detail::for_blocks<A>(channels, [&](Index c, auto block) {
+          sums1 += block.load(paths.y1 + c).square();
+          sums2 += block.load(paths.y2 + c).square();
+        });
+        paths.rstd1 = A(1) / std::sqrt(sums1.sum() * per_channel + eps);
+        paths.rstd2 = A(1) / std::sqrt(sums2.sum() * per_channel + eps);
+      }
+      if (after) {
+        ChannelLanes<A> sums = ChannelLanes<A>::Zero();
+        detail::for_blocks<A>(channels,
+                              [&](Index c, auto block) { sums += block.keep(paths.difference(c, block)).square(); });
+        rstd = A(1) / std::sqrt(sums.sum() * per_channel + eps);
+      }
+      T* const out = detail::row_pointer<T>(outputs.out, row);
+      detail::for_blocks<A>(channels, [&](Index c, auto block) {
+        ChannelLanes<A> y = paths.difference(c, block) * (rstd * scale);
+        if (after) y *= block.load(in.subln_weight.data() + c);
+        block.store(out + c, y);
+      });
+      if (saved) {
+        A* const kept = saved->rstd.data() + 3 * row;
+        kept[0] = paths.rstd1;
+        kept[1] = paths.rstd2;
+        kept[2] = rstd;
+      }
+    }
+  });
+}
+
+template <class T>
+Outputs<T> forward(const Inputs<T>& in, const Options& options = {}) {
+  Outputs<T> result;
+  result.out = Tensor<T, 3>::uninitialized(in.y1.extents());
+  forward<T>(in, options, OutputViews<T>{.out = result.out}, &result.saved);
+  return result;
+}
+
+}  // namespace diffmamba::differential_combine

@@ -1,0 +1,85 @@
+// SPDX-FileCopyrightText: 2026 The diffmamba authors
+// SPDX-License-Identifier: Apache-2.0
+#include "conformance/modules.hpp"
+#include "diffmamba/io/hub_layouts.hpp"
+#include "diffmamba/nn/block.hpp"
+#include "diffmamba/nn/differential.hpp"
+#include "diffmamba/nn/mamba.hpp"
+#include "diffmamba/nn/mamba2.hpp"
+
+namespace diffmamba::conformance {
+namespace {
+
+template <class M>
+void run_block(Case& golden) {
+  using T = typename M::value_type;
+  const std::string norm = golden.text("norm", "rms_norm");
+  golden.integer("mlp_multiple_of", 0);  // there is no MLP
+  require(golden.integer("d_intermediate", 0) == 0, "attribute d_intermediate: the gated MLP is not in this version");
+  typename M::Options mixer_options{.d_model = golden.integer("d_model", 0)};
+  read_options(golden, mixer_options);
+  Block<M> block(mixer_options.d_model, mixer_options,
+                 {.norm = parse_enum<NormKind>(norm), .eps = golden.number("eps", 1e-5)});
+  load_parameters(golden, block);
+
+  const auto hidden = golden.tensor<T, 3>("in.hidden_states");
+  const auto residual = golden.optional<T, 3>("in.residual");
+  golden.expect("residual", static_cast<bool>(residual));
+  typename Block<M>::Saved saved;
+  golden.check("out.hidden_states", block.forward(hidden.view(), residual.view(), saved));
+  golden.check("out.residual", saved.residual());
+
+  if (!golden.has("gout.hidden_states") && !golden.has("gout.residual")) return;
+  const auto gradient_of = [&](const char* name) {
+    return golden.has(name) ? golden.tensor<T, 3>(name) : Tensor<T, 3>(hidden.extents());
+  };
+  const auto dhidden = gradient_of("gout.hidden_states");
+  auto dresidual = gradient_of("gout.residual");
+  block.backward(dhidden.view(), dresidual.view(), saved);
+  golden.gradient("in.hidden_states", dresidual);
+  golden.gradient("in.residual", dresidual);
+  check_gradients(golden, block);
+}
+
+template <class T>
+void block(Case& golden) {
+  const std::string mixer = golden.text("mixer", "mamba");
+  if (mixer == "mamba") return run_block<Mamba<T>>(golden);
+  if (mixer == "mamba2") return run_block<Mamba2<T>>(golden);
+  fail("attribute mixer is \"", mixer, "\", expected mamba or mamba2");
+}
+
+/// The block of the published Hugging Face model: hidden + mixer(norm(hidden)), the sum not left to the next block.
+template <class T>
+void diff_mamba2_block(Case& golden) {
+  using M = Differential<Mamba2<T>>;
+  Json json = golden.json("config");  // that of the plain model
+  json["diffmamba"] = true;
+  json["diffmamba_settings"] = "all";
+  const ModelConfig config = model_config_from_hugging_face(json, "attribute config");
+  auto options = layer_options<M>(config, 0);
+  options.differential.depth = golden.integer("layer_idx", 0);  // counts from 0
+  options.differential.eps = golden.number("subln_eps", 1e-5);
+  golden.expect_number("lambda_init", lambda_init(options.differential.depth));
+  Block<M> block(config.d_model, options, {.eps = config.norm_epsilon});
+  load_parameters(golden, block, hugging_face_name);
+
+  const auto hidden = golden.tensor<T, 3>("in.hidden_states");
+  typename Block<M>::Saved saved;
+  auto out = block.forward(hidden.view(), {}, saved);
+  for (Index i = 0; i < out.size(); ++i) out.data()[i] += saved.residual().data()[i];
+  golden.check("out.hidden_states", out);
+
+  if (!golden.has("gout.hidden_states")) return;
+  const auto dhidden = golden.tensor<T, 3>("gout.hidden_states");
+  auto dresidual = dhidden;
+  block.backward(dhidden.view(), dresidual.view(), saved);
+  golden.gradient("in.hidden_states", dresidual);
+  check_gradients(golden, block, hugging_face_name);
+}
+
+const Register block_registered("block", block<double>, block<float>);
+const Register diff_registered("diff_mamba2_block", diff_mamba2_block<double>, diff_mamba2_block<float>);
+
+}  // namespace
+}  // namespace diffmamba::conformance

@@ -1,0 +1,15 @@
+// SPDX-FileCopyrightText: 2026 The diffmamba authors
+// SPDX-License-Identifier: Apache-2.0
+// expect: this expression was stored in a variable, and its operands may be gone by now
+#include "diffmamba/expr/expr.hpp"
+
+namespace dm = diffmamba;
+
+void statement(float& s, const dm::Tensor<float, 1>& x) {
+#if defined(MISTAKE)
+  auto e = dm::sum(x);
+  s = e.value();
+#else
+  s = dm::sum(x).value();
+#endif
+}

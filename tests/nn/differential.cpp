@@ -1,0 +1,231 @@
+// SPDX-FileCopyrightText: 2026 The diffmamba authors
+// SPDX-License-Identifier: Apache-2.0
+#include "diffmamba/nn/differential.hpp"
+
+#include "nn/mixer_check.hpp"
+
+namespace dm = diffmamba;
+using namespace diffmamba::test;
+using dm::Index;
+using Double = dm::DiffMamba2<double>;
+
+static_assert(dm::Mixer<Double>);
+static_assert(Double::name() == "diff_mamba2");
+static_assert(dm::DiffMamba<float>::name() == "diff_mamba");
+
+namespace {
+
+const dm::Mamba2Options small{
+    .d_model = 6, .d_state = 3, .d_conv = 3, .expand = 1, .headdim = 3, .chunk_size = 4, .dt_min = 0.1, .dt_max = 1.0};
+
+Double::Options variant(dm::Norm norm, dm::Lambda lambda) {
+  return {.mixer = small,
+          .differential = {
+              .depth = 2, .norm = norm, .lambda = lambda, .lambda_initialization = dm::LambdaInit::unit_variance}};
+}
+Double::Options with(auto change) {
+  auto options = variant(dm::Norm::after, dm::Lambda::sigmoid_sum);
+  change(options);
+  return options;
+}
+constexpr dm::Norm norms[] = {dm::Norm::after, dm::Norm::before, dm::Norm::before_and_after, dm::Norm::none};
+constexpr dm::Lambda lambdas[] = {dm::Lambda::sigmoid_sum, dm::Lambda::sigmoid_scalar, dm::Lambda::sigmoid_per_channel,
+                                  dm::Lambda::exponential, dm::Lambda::none};
+
+/// Takes the values of the parameters of `from` that begin with `prefix`.
+template <class To, class From>
+void take(To& to, const From& from, const std::string& prefix) {
+  to.visit([&](std::string_view name, auto& target) {
+    from.visit([&](std::string_view other, auto& source) {
+      if constexpr (std::remove_cvref_t<decltype(source)>::rank == std::remove_cvref_t<decltype(target)>::rank)
+        if (other == prefix + std::string(name)) target.copy_from(source.to_tensor());
+    });
+  });
+}
+
+}  // namespace
+
+TEST_CASE("every norm with every lambda: the formula, from two plain mixers") {
+  for (const auto norm : norms)
+    for (const auto form : lambdas) {
+      CAPTURE(dm::name_of(norm));
+      CAPTURE(dm::name_of(form));
+      const auto options = variant(norm, form);
+      const auto mixer = stirred<Double>(options);
+      dm::Mamba2<double> m1(small), m2(small);
+      take(m1, mixer, "m1.");
+      take(m2, mixer, "m2.");
+      std::vector<double> norm_weight(6, 1.0), subln_weight(6, 1.0), q1, k1, q2, k2;
+      mixer.visit([&](std::string_view name, auto& parameter) {
+        const auto value = parameter.to_tensor();
+        const auto read = [&](std::string_view wanted, std::vector<double>& to) {
+          if (name == wanted) to.assign(value.begin(), value.end());
+        };
+        read("norm.weight", norm_weight), read("subln.weight", subln_weight);
+        read("lambda_q1", q1), read("lambda_k1", k1), read("lambda_q2", q2), read("lambda_k2", k2);
+      });
+      const double init = 0.8 - 0.6 * std::exp(-0.6), scale = form == dm::Lambda::none ? 1 : 1 - init;
+      const auto sigmoid = [](double v) { return 1 / (1 + std::exp(-v)); };
+      const auto lambda = [&](Index c) {
+        double a = 0, b = 0;
+        if (form == dm::Lambda::none) return 1.0;
+        if (form == dm::Lambda::sigmoid_per_channel) return sigmoid(q1[static_cast<std::size_t>(c)]) + init;
+        if (form != dm::Lambda::exponential) {
+          for (double v : q1) a += v;
+          CHECK(q1.size() == (form == dm::Lambda::sigmoid_scalar ? 1u : 6u));
+          return sigmoid(a) + init;
+        }
+        REQUIRE(q1.size() == 3);  // d_state
+        for (std::size_t i = 0; i < q1.size(); ++i) a += q1[i] * k1[i], b += q2[i] * k2[i];
+        return std::exp(a) - std::exp(b) + init;
+      };
+      const auto x = random_tensor<double>(dm::Extents{2, 5, 6}, 1);
+      auto y1 = dm::infer(m1, x.view()), y2 = dm::infer(m2, x.view());
+      const auto rms = [](double* row, const std::vector<double>& weight) {
+        double square = 0;
+        for (int c = 0; c < 6; ++c) square += row[c] * row[c] / 6;
+        for (int c = 0; c < 6; ++c) row[c] *= weight[static_cast<std::size_t>(c)] / std::sqrt(square + 1e-5);
+      };
+      dm::Tensor<double, 3> want(x.extents());
+      for (Index row = 0; row < 10; ++row) {
+        double *a = y1.data() + 6 * row, *b = y2.data() + 6 * row, *out = want.data() + 6 * row;
+        if (norm == dm::Norm::before || norm == dm::Norm::before_and_after) rms(a, norm_weight), rms(b, norm_weight);
+        for (int c = 0; c < 6; ++c) out[c] = a[c] - lambda(c) * b[c];
+        if (norm == dm::Norm::after || norm == dm::Norm::before_and_after) rms(out, subln_weight);
+        for (int c = 0; c < 6; ++c) out[c] *= scale;
+      }
+      CHECK(relative_error(trained_forward(mixer, x), want) < 1e-12);
+    }
+}
+
+TEST_CASE("gradients of every parameter and of x, every norm with every lambda") {
+  for (const auto norm : norms)
+    for (const auto form : lambdas) {
+      CAPTURE(dm::name_of(norm));
+      CAPTURE(dm::name_of(form));
+      check_mixer_gradients<Double>(variant(norm, form), 1, 5);
+    }
+}
+
+TEST_CASE("gradients with biases, groups, initial states and an MLP beside the scan") {
+  for (const auto norm : {dm::Norm::after, dm::Norm::before}) {
+    const auto rich = with([&](auto& o) {
+      o.differential.norm = norm;
+      o.mixer.expand = 2, o.mixer.d_ssm = 8, o.mixer.headdim = 2, o.mixer.ngroups = 2;
+      o.mixer.bias = true, o.mixer.learnable_init_states = true;
+    });
+    check_mixer_gradients<Double>(rich, 2, 4);
+    check_mixer_decoding<Double>(rich, 2, 9);
+  }
+}
+
+TEST_CASE("steps, prefill in pieces and forward agree") {
+  for (const auto norm : norms) {
+    CAPTURE(dm::name_of(norm));
+    check_mixer_decoding<Double>(variant(norm, dm::Lambda::sigmoid_per_channel), 5, 11);  // 55 rows fold, 5 do not
+  }
+}
+
+TEST_CASE("float follows double; one and two threads give the same bits") {
+  check_mixer_types<dm::DiffMamba2>(with([](auto& o) { o.mixer.d_model = 24, o.mixer.headdim = 8; }), 3, 70, 5e-4);
+}
+
+TEST_CASE("both paths are one input product and, with the norm after or none, one output product") {
+  const auto count = [](const auto& options) {
+    auto mixer = stirred<Double>(options);
+    Double::Saved saved;
+    const auto x = random_tensor<double>(dm::Extents{2, 40, 6}, 1);
+    const auto start = dm::matmul_count().calls;
+    const auto dout = mixer.forward(x, saved);
+    const auto middle = dm::matmul_count().calls;
+    mixer.backward(dout, saved);
+    return std::pair{middle - start, dm::matmul_count().calls - middle};
+  };
+  const auto plain = [] {
+    auto mixer = stirred<dm::Mamba2<double>>(small);
+    dm::Mamba2<double>::Saved saved;
+    const auto x = random_tensor<double>(dm::Extents{2, 40, 6}, 1);
+    const auto start = dm::matmul_count().calls;
+    const auto dout = mixer.forward(x, saved);
+    const auto middle = dm::matmul_count().calls;
+    mixer.backward(dout, saved);
+    return std::pair{middle - start, dm::matmul_count().calls - middle};
+  }();
+  // A projection is one product forwards and two backwards. What the scan multiplies is inside its own tiles.
+  CHECK(plain == std::pair<Index, Index>{2, 4});
+  CHECK(count(variant(dm::Norm::after, dm::Lambda::sigmoid_sum)) == std::pair<Index, Index>{2, 4});
+  CHECK(count(variant(dm::Norm::none, dm::Lambda::sigmoid_per_channel)) == std::pair<Index, Index>{2, 4});
+  CHECK(count(variant(dm::Norm::before, dm::Lambda::sigmoid_sum)) == std::pair<Index, Index>{3, 6});
+  CHECK(count(variant(dm::Norm::before_and_after, dm::Lambda::sigmoid_sum)) == std::pair<Index, Index>{3, 6});
+}
+
+TEST_CASE("official names; published defaults") {
+  CHECK(Double::options(16, 3).differential.lambda == dm::Lambda::sigmoid_sum);
+  CHECK(dm::DiffMamba<double>::options(16, 3).differential.lambda == dm::Lambda::exponential);
+  CHECK(Double::options(16, 3).differential.depth == 3);
+  CHECK(Double::options(16, 3).mixer.expand == 1);
+  Double named(with([](auto& o) { o.mixer.bias = true; }));
+  std::vector<std::string> names;
+  named.visit([&](std::string_view name, auto& parameter) {
+    std::ostringstream line;
+    line << name << dm::shape(parameter) << (parameter.decay() == dm::Decay::yes ? " decays" : "");
+    names.push_back(line.str());
+  });
+  REQUIRE(names.size() == 22);
+  CHECK(names[0] == "m1.in_proj.weight(20, 6) decays");
+  CHECK(names[8] == "m1.out_proj.weight(6, 6) decays");
+  CHECK(names[9] == "m1.out_proj.bias(6)");
+  CHECK(names[10] == "m2.in_proj.weight(20, 6) decays");
+  CHECK(names[20] == "lambda_q1(6)");
+  CHECK(names[21] == "subln.weight(6)");
+}
+
+TEST_CASE("one flat array for all parameters, one for all gradients") {
+  auto mixer = stirred<Double>(with([](auto&) {}));
+  const auto x = random_tensor<double>(dm::Extents{1, 5, 6}, 1);
+  const auto before = dm::infer(mixer, x.view());
+  auto flat = dm::bind(mixer);
+  dm::bind_gradients(mixer, flat);
+  CHECK(relative_error(dm::infer(mixer, x.view()), before) == 0);
+  // 2 * (20*6 + 12*3 + 12 + 3*2 + 6 + 6*6) + 6 + 6 numbers, in pieces that begin at multiples of 64 bytes.
+  Index size = 0;
+  for (const auto& segment : flat.segments) {
+    CHECK(segment.offset % 8 == 0);
+    size += segment.size;
+  }
+  CHECK(size == mixer.parameter_count());
+  Double::Saved saved;
+  mixer.forward(x, saved);
+  mixer.backward(before, saved);
+  double sum = 0;
+  for (Index i = 0; i < flat.size; ++i) sum += std::abs(flat.gradients()(i));
+  CHECK(sum > 0);
+  mixer.zero_gradients();
+  for (Index i = 0; i < flat.size; ++i) CHECK(flat.gradients()(i) == 0);
+  // A copy is a mixer of its own.
+  auto copied = mixer;
+  for (Index i = 0; i < flat.size; ++i) flat.values()(i) = 0;
+  CHECK(relative_error(dm::infer(copied, x.view()), before) == 0);
+}
+
+TEST_CASE("lambda starts as published, or with unit variance") {
+  const auto spread = [](dm::LambdaInit how, dm::Lambda form) {
+    double square = 0;
+    for (std::uint64_t seed = 0; seed < 200; ++seed) {
+      dm::LambdaParameters<double> lambda(form, 4, 256, 0.2);
+      lambda.initialize(dm::Philox{seed}, how);
+      double value = 0;
+      std::vector<dm::Tensor<double, 1>> vectors;
+      dm::LambdaParameters<double>::parameters(lambda,
+                                               [&](std::string_view, auto& p) { vectors.push_back(p.to_tensor()); });
+      for (Index i = 0; i < 256; ++i)
+        value += form == dm::Lambda::sigmoid_sum ? vectors[0](i) : vectors[0](i) * vectors[1](i);
+      square += value * value / 200;
+    }
+    return std::sqrt(square);
+  };
+  CHECK(std::abs(spread(dm::LambdaInit::official, dm::Lambda::sigmoid_sum) - 16) < 3);
+  CHECK(std::abs(spread(dm::LambdaInit::unit_variance, dm::Lambda::sigmoid_sum) - 1) < 0.2);
+  CHECK(std::abs(spread(dm::LambdaInit::official, dm::Lambda::exponential) - 16) < 3);
+  CHECK(std::abs(spread(dm::LambdaInit::unit_variance, dm::Lambda::exponential) - 1) < 0.2);
+}
