@@ -60,6 +60,13 @@ TEST_CASE("float follows double; one and two threads give the same bits") {
   check_mixer_types<dm::DiffMamba>(options, 3, 70, 5e-4);
 }
 
+TEST_CASE("both paths: one input product, one convolution, one scan, one output product") {
+  // Besides in_proj and out_proj each path has its own x_proj and dt_proj; delta is computed again for backward.
+  auto plain = published.mixer;
+  CHECK(calls_of<dm::Mamba<double>>(plain, 2, 40) == Calls{4, 9, 1, 1});
+  CHECK(calls_of<Double>(published, 2, 40) == Calls{2 + 2 * 2, 4 + 2 * 5, 1, 1});
+}
+
 TEST_CASE("a mixer without paths is called twice and gives the same") {
   using Twice = dm::Differential<Opaque<double>>;
   static_assert(Twice::name() == "diff_opaque");

@@ -32,6 +32,13 @@ TEST_CASE("float follows double; one and two threads give the same bits") {
   check_mixer_types<dm::DiffS6>(options, 3, 70, 2e-4);
 }
 
+TEST_CASE("both scans are one call on one convolution") {
+  const auto calls = calls_of<Double>(small, 2, 40);
+  CHECK(calls.convolutions == 1);
+  CHECK(calls.scans == 1);
+  CHECK(calls.forward_products == 5);  // in_proj, x_proj of both, dt_proj of each, out_proj
+}
+
 TEST_CASE("the difference of two Mamba blocks that share in_proj, convolution and out_proj") {
   auto options = small;
   options.bias = false;  // out_proj.bias would cancel

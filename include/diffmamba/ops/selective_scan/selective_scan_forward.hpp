@@ -83,6 +83,7 @@ template <class T>
 void forward(const Inputs<T>& in, const Options& options, const OutputViews<T>& to, Saved<T>* saved,
              Workspace<>& workspace) {
   check(in, to);
+  ++forward_count().selective_scan;
   const detail::Tiling tiling(in);
   if (saved != nullptr) {
     saved->options = options;

@@ -167,6 +167,7 @@ void forward(const Inputs<T>& in, const Options& options, const std::type_identi
              std::type_identity_t<Saved<T>>* saved, Workspace<cpu>& workspace) {
   using A = accumulate_t<T>;
   check(in, options, outputs);
+  ++forward_count().ssd;
   const detail::Plan<A> plan(sizes(in), options);
   View<A, 5> states;
   if (saved != nullptr) {
