@@ -19,22 +19,19 @@ model=(--text data/tinyshakespeare.txt --mixer diff_mamba2 --layers 4 --d-model 
 
 # As many steps as this machine does in two minutes: timed on a few.
 rm -rf "$run" "$run.timing"
-timing() {
-  local begin=$(date +%s%N)
-  "$programs/train_lm" "${model[@]}" --steps "$1" --evaluate-every 0 --evaluation-tokens 1024 --save-every 0 --no-tensorboard \
-    --out "$run.timing" >/dev/null
-  echo $((($(date +%s%N) - begin) / 1000000))
-}
-few=$(timing 10)
-more=$(timing 50)
+few=60
+seconds=$("$programs/train_lm" "${model[@]}" --steps $few --evaluate-every 0 --evaluation-tokens 1024 --save-every 0 --no-tensorboard \
+  --out "$run.timing" | sed -n 's/.*; \([0-9.]*\) seconds of training.*/\1/p')
 rm -rf "$run.timing"
-steps=$((120000 * 40 / (more - few > 0 ? more - few : 1)))
-steps=$((steps < 200 ? 200 : steps > 20000 ? 20000 : steps))
+steps=$(awk -v few=$few -v seconds="$seconds" 'BEGIN {
+  if (seconds <= 0) exit 1
+  steps = int(120 * few / seconds)
+  print (steps < 200 ? 200 : (steps > 8000 ? 8000 : steps)) }')
 
 say "training, $steps steps"
 "$programs/train_lm" "${model[@]}" --steps "$steps" --warmup $((steps / 20)) --evaluate-every $((steps / 10)) --out "$run" "$@"
 
 say "the model writes"
-"$programs/generate" --model "$run/best" --prompt $'ROMEO:\n' --max-tokens 600 --temperature 0.8 --top-p 0.95 --seed 1
-printf '\n\nloss: %s/loss.svg, %s/loss.png, %s/log.csv\nmore text: %s/generate --model %s/best --prompt "JULIET:"\n' \
+"$programs/generate" --model "$run" --prompt $'ROMEO:\n' --max-tokens 600 --temperature 0.8 --top-p 0.95 --seed 1
+printf '\n\nloss: %s/loss.svg, %s/loss.png, %s/log.csv\nmore text: %s/generate --model %s --prompt "JULIET:"\n' \
   "$run" "$run" "$run" "$programs" "$run"
