@@ -4,6 +4,8 @@
 
 #include <string>
 
+#include "diffmamba/math/silu.hpp"
+#include "diffmamba/math/softplus.hpp"
 #include "diffmamba/ops/selective_scan/selective_scan_forward.hpp"
 #include "diffmamba/tensor/copy.hpp"
 #include "support/gradient_check.hpp"
