@@ -6,8 +6,8 @@
 #include "diffmamba/ops/selective_scan/selective_scan_step.hpp"
 #include "support/bandwidth.hpp"
 
-// One exponential per token, channel and state holds the scan, so next to the time per token stand Gexp/s and how much that
-// is of this machine's exp2 in the first cache with as many threads (of_exp). GB/s counts every operand once.
+// One exponential per token, channel and state holds the scan, so next to the time per token stand Gexp/s and how much
+// that is of this machine's exp2 in the first cache with as many threads (of_exp). GB/s counts every operand once.
 namespace {
 
 namespace dm = diffmamba;

@@ -120,7 +120,7 @@ double error_of_forward(const Shape& shape) {
 template <class T, int Rank>
 bool same_bits(const Tensor<T, Rank>& a, const Tensor<T, Rank>& b) {
   return a.extents() == b.extents() &&
-         std::memcmp(a.data(), b.data(), static_cast<std::size_t>(a.size()) * sizeof(T)) == 0;
+         (a.size() == 0 || std::memcmp(a.data(), b.data(), static_cast<std::size_t>(a.size()) * sizeof(T)) == 0);
 }
 
 template <class T>
