@@ -5,9 +5,9 @@
 #include <tuple>  // std::tuple, unpack
 
 #include "diffmamba/device/parallel.hpp"
-#include "diffmamba/expr/block.hpp"
 #include "diffmamba/expr/node.hpp"
 #include "diffmamba/expr/overlap.hpp"
+#include "diffmamba/expr/packing.hpp"
 #include "diffmamba/math/lanes.hpp"
 
 /// How nodes become a loop on the CPU. Each node type has three companions:
