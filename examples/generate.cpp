@@ -33,6 +33,7 @@ int main(int argc, char** argv) {
   int threads = 0;
 
   CLI::App app("Writes text with a model of train_lm.", "generate");
+  app.option_defaults()->take_last();
   app.add_option("--model", folder, "folder of a run or of a model");
   app.add_option("--prompt", prompt, "how the text begins");
   app.add_option("--max-tokens", options.max_tokens, "how many tokens; -1: until Ctrl-C");
@@ -51,7 +52,6 @@ int main(int argc, char** argv) {
     const auto path = find_model(folder);
     const auto tokenizer = dm::describe_model(path).tokenizer;
     const auto model = dm::load_model<dm::LanguageModel<dm::cpu>>(path);
-    std::fprintf(stderr, "%s: %lld parameters\n", path.c_str(), static_cast<long long>(model.parameter_count()));
 
     const auto tokens = tokenizer.encode(prompt, "--prompt");
     dm::require(!tokens.empty(), "--prompt is empty; a model needs something to go on");
@@ -71,7 +71,8 @@ int main(int argc, char** argv) {
     std::cout << std::endl;
     dm::require(bool(std::cout), "the text cannot be written to the standard output");
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-    std::fprintf(stderr, "%lld tokens, %.0f tokens/s\n", static_cast<long long>(written),
+    std::fprintf(stderr, "%s, %lld parameters: %lld tokens, %.0f tokens/s\n", path.c_str(),
+                 static_cast<long long>(model.parameter_count()), static_cast<long long>(written),
                  static_cast<double>(written) / seconds);
     return EXIT_SUCCESS;
   } catch (const std::exception& error) {

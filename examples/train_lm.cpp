@@ -35,6 +35,7 @@ struct Options {
 
 // Flags, or the same names in a JSON file. What is given on the command line counts more than what the file says.
 void declare(CLI::App& app, Options& o) {
+  app.option_defaults()->take_last();
   app.add_option("--text", o.text, "the text to learn from");
   app.add_option("--text-mode", o.text_mode, "bytes, or characters (UTF-8)")
       ->check(CLI::IsMember({"bytes", "characters"}));
@@ -49,7 +50,8 @@ void declare(CLI::App& app, Options& o) {
                  "diff_mamba, diff_mamba2, diff_s6, diff_s6_mamba2, diff_mamba2e");
   app.add_option("--mixer-option", o.mixer_options,
                  "an option of the mixers, as d_state=64, dt_limit=0.001:0.1, "
-                 "lambda_initialization=unit_variance; may be repeated");
+                 "lambda_initialization=unit_variance; may be repeated")
+      ->take_all();
   app.add_option("--layers", o.layers, "number of blocks");
   app.add_option("--d-model", o.d_model, "width of the model");
   app.add_option("--dropout", o.dropout, "of the embedding and of each block's output");

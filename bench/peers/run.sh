@@ -48,8 +48,7 @@ ours, theirs = map(json.loads, sys.argv[1:])
 assert ours["parameters"] == theirs["parameters"], f"not the same model: {ours['parameters']} and {theirs['parameters']} parameters"
 print(f"ratio:   {ours['tokens_per_second'] / theirs['tokens_per_second']:.2f} times PyTorch {theirs['torch']} "
       f"({theirs['form']}, chunk {theirs['chunk']}, {theirs['mode']})")
-print(f"memory:  {ours['peak_mib_over_setup']:.0f} MiB over set-up, PyTorch {theirs['peak_mib_over_setup']:.0f} MiB"
-      + ("" if theirs["peak_is_of_best_alone"] else " (over all forms tried: run the best one alone for a fair figure)"))
+print(f"memory:  {ours['peak_mib_over_setup']:.0f} MiB over set-up, PyTorch {theirs['peak_mib_over_setup']:.0f} MiB")
 if theirs["void"]:
     sys.exit(f"VOID: torch's GEMM runs at {theirs['gemm_of_machine']:.0%} of the machine's")
 COMPARE

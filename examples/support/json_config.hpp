@@ -14,9 +14,11 @@
 /// 256, "resume": true, "mixer-option": ["d_state=64"]}. An unknown key is an error, as an unknown flag is.
 class JsonConfig : public CLI::Config {
  public:
+  explicit JsonConfig(const CLI::App& app) : app_(&app) {}
+
   /// Adds --config. With --resume the options with which the run in --out was begun come first (its options.json).
   static void attach(CLI::App& app, int argc, char** argv) {
-    app.config_formatter(std::make_shared<JsonConfig>());
+    app.config_formatter(std::make_shared<JsonConfig>(app));
     app.allow_config_extras(CLI::config_extras_mode::error);
     std::string out;
     bool resume = false;
@@ -55,6 +57,8 @@ class JsonConfig : public CLI::Config {
       const auto json = diffmamba::parse_json(text, "--config");
       diffmamba::require(json.is_object(), "--config: expected an object of options");
       for (const auto& [key, value] : json.items()) {
+        diffmamba::require(key != "config" && app_->get_option_no_throw("--" + key) != nullptr,
+                           "--config: there is no option \"", key, "\"");
         CLI::ConfigItem item;
         item.name = key;
         for (const auto& one : value.is_array() ? value : diffmamba::Json::array({value}))
@@ -73,4 +77,6 @@ class JsonConfig : public CLI::Config {
     const auto json = diffmamba::Json::parse(text, nullptr, false);
     return json.is_number() || json.is_boolean() ? json : diffmamba::Json(text);
   }
+
+  const CLI::App* app_;
 };

@@ -48,7 +48,8 @@ void each_function(Visit&& visit) {
 #undef FUNCTION
 }
 
-double ulps(float got, double want) {  // distance in units of the last place of want
+double ulps(float got, double want) {  // distance in units of the last place of want; below 2^-125 it may be 0
+  if (want < 0x1p-125 && got == 0.0f) return 0;
   if (std::isnan(got) || std::isnan(want)) return std::isnan(got) && std::isnan(want) ? 0 : INFINITY;
   if (static_cast<double>(got) == want || got == static_cast<float>(want)) return 0;
   const float near = std::abs(static_cast<float>(want));

@@ -130,33 +130,14 @@ TEST_CASE("float follows double; one and two threads give the same bits") {
   check_mixer_types<dm::DiffMamba2>(with([](auto& o) { o.mixer.d_model = 24, o.mixer.headdim = 8; }), 3, 70, 5e-4);
 }
 
-TEST_CASE("both paths are one input product and, with the norm after or none, one output product") {
-  const auto count = [](const auto& options) {
-    auto mixer = stirred<Double>(options);
-    Double::Saved saved;
-    const auto x = random_tensor<double>(dm::Extents{2, 40, 6}, 1);
-    const auto start = dm::matmul_count().calls;
-    const auto dout = mixer.forward(x, saved);
-    const auto middle = dm::matmul_count().calls;
-    mixer.backward(dout, saved);
-    return std::pair{middle - start, dm::matmul_count().calls - middle};
-  };
-  const auto plain = [] {
-    auto mixer = stirred<dm::Mamba2<double>>(small);
-    dm::Mamba2<double>::Saved saved;
-    const auto x = random_tensor<double>(dm::Extents{2, 40, 6}, 1);
-    const auto start = dm::matmul_count().calls;
-    const auto dout = mixer.forward(x, saved);
-    const auto middle = dm::matmul_count().calls;
-    mixer.backward(dout, saved);
-    return std::pair{middle - start, dm::matmul_count().calls - middle};
-  }();
+TEST_CASE("both paths: one input product, one convolution, one scan; one output product with the norm after or none") {
+  const auto calls = [](dm::Norm norm, dm::Lambda lambda) { return calls_of<Double>(variant(norm, lambda), 2, 40); };
   // A projection is one product forwards and two backwards. What the scan multiplies is inside its own tiles.
-  CHECK(plain == std::pair<Index, Index>{2, 4});
-  CHECK(count(variant(dm::Norm::after, dm::Lambda::sigmoid_sum)) == std::pair<Index, Index>{2, 4});
-  CHECK(count(variant(dm::Norm::none, dm::Lambda::sigmoid_per_channel)) == std::pair<Index, Index>{2, 4});
-  CHECK(count(variant(dm::Norm::before, dm::Lambda::sigmoid_sum)) == std::pair<Index, Index>{3, 6});
-  CHECK(count(variant(dm::Norm::before_and_after, dm::Lambda::sigmoid_sum)) == std::pair<Index, Index>{3, 6});
+  CHECK(calls_of<dm::Mamba2<double>>(small, 2, 40) == Calls{2, 4, 1, 1});
+  CHECK(calls(dm::Norm::after, dm::Lambda::sigmoid_sum) == Calls{2, 4, 1, 1});
+  CHECK(calls(dm::Norm::none, dm::Lambda::sigmoid_per_channel) == Calls{2, 4, 1, 1});
+  CHECK(calls(dm::Norm::before, dm::Lambda::sigmoid_sum) == Calls{3, 6, 1, 1});
+  CHECK(calls(dm::Norm::before_and_after, dm::Lambda::sigmoid_sum) == Calls{3, 6, 1, 1});
 }
 
 TEST_CASE("official names; published defaults") {

@@ -6,6 +6,8 @@
 #include <vector>
 
 #include "diffmamba/nn/mixer.hpp"
+#include "diffmamba/ops/contract.hpp"       // forward_count
+#include "diffmamba/ops/matmul/matmul.hpp"  // matmul_count
 #include "support/gradient_check.hpp"
 
 /// What every mixer must do, whichever it is.
@@ -159,6 +161,29 @@ void check_mixer_types(const typename M<double, cpu>::Options& options, Index ba
     CHECK(relative_error(one[i], wide[i]) < tolerance);
     CHECK(std::equal(one[i].begin(), one[i].end(), two[i].begin()));
   }
+}
+
+/// What a training step of a mixer calls: matrix products forwards and backwards, convolutions, scans.
+struct Calls {
+  Index forward_products, backward_products, convolutions, scans;
+  friend bool operator==(const Calls&, const Calls&) = default;
+};
+inline std::ostream& operator<<(std::ostream& out, const Calls& c) {
+  return out << c.forward_products << " + " << c.backward_products << " products, " << c.convolutions
+             << " convolutions, " << c.scans << " scans";
+}
+template <class M>
+Calls calls_of(const typename M::Options& options, Index batch, Index length) {
+  auto mixer = stirred<M>(options);
+  typename M::Saved saved;
+  const auto x = random_tensor<typename M::value_type>(Extents{batch, length, d_model_of(mixer)}, 1);
+  matmul_count() = {};
+  forward_count() = {};
+  const auto dout = mixer.forward(x, saved);
+  const Index forward_products = matmul_count().calls;
+  mixer.backward(dout, saved);
+  return {forward_products, matmul_count().calls - forward_products, forward_count().causal_conv1d,
+          forward_count().ssd + forward_count().selective_scan};
 }
 
 /// The message of the Error that `work` throws.

@@ -1,10 +1,9 @@
 // SPDX-FileCopyrightText: 2026 The diffmamba authors
 // SPDX-License-Identifier: Apache-2.0
 // Files come with diffmamba::io.
+#include <diffmamba/io.hpp>
 #include <filesystem>
 #include <iostream>
-
-#include "diffmamba/io/safetensors.hpp"
 
 namespace dm = diffmamba;
 

@@ -5,9 +5,9 @@
 #include <tuple>  // std::tuple, unpack
 
 #include "diffmamba/device/parallel.hpp"
-#include "diffmamba/expr/block.hpp"
 #include "diffmamba/expr/node.hpp"
 #include "diffmamba/expr/overlap.hpp"
+#include "diffmamba/expr/packing.hpp"
 #include "diffmamba/math/lanes.hpp"
 
 /// How nodes become a loop on the CPU. Each node type has three companions:
@@ -57,21 +57,21 @@ inline void pad(C* buffer, int count) {
   for (; count < Lanes<C>::size; ++count) buffer[count] = C(1);
 }
 
-/// to[0, count) = the cursor's elements. The last register may overlap the one before it; it is computed before
-/// anything is written, so that `to` may be where an operand lies.
+/// to[0, count) = the cursor's elements. A register's worth that does not come out even is taken from the end, over the
+/// one before it, and computed before anything is written, so that `to` may be where an operand lies.
 template <class C, class Cursor>
-inline void compute(const Cursor cursor, int count, C* to) {
+inline void compute(const Cursor cursor, Index count, C* to) {
   constexpr int size = Lanes<C>::size;
-  const int last = count > size ? count - size : 0;
-  const Lanes<C> end = as_lanes(cursor.at(last));
-  for (int i = 0; i < last; i += size) as_lanes(cursor.at(i)).store(to + i);
-  if (count >= size) {
-    end.store(to + last);
-  } else {
-    C lane[size];
-    end.store(lane);
-    for (int i = 0; i < count; ++i) to[i] = lane[i];
-  }
+  const bool even = count % size == 0;
+  const Index last = even ? count : count > size ? count - size : 0;
+  Lanes<C> end;
+  if (!even) end = as_lanes(cursor.at(last));
+  for (Index i = 0; i < last; i += size) as_lanes(cursor.at(i)).store(to + i);
+  if (even) return;
+  if (count > size) return end.store(to + last);
+  C lane[size];
+  end.store(lane);
+  for (Index i = 0; i < count; ++i) to[i] = lane[i];
 }
 
 /// Strides of something of the given sizes in a space of rank S: matched from the last axis, 0 where it has one
@@ -145,6 +145,17 @@ struct BoundLeaf {
           "or "
           "broadcast); assign to another tensor first");
   }
+  Index row_offset(Index row) const {
+    Index offset = 0;
+    if constexpr (S > 1) {
+      for (int a = S - 2; a > 0; --a) {
+        offset += row % space[a] * strides[a];
+        row /= space[a];
+      }
+      offset += row * strides[0];
+    }
+    return offset;
+  }
   void settle(const Extents<S>& extents) {
     space = extents;
     dense = is_dense(strides, space);
@@ -158,17 +169,20 @@ struct BoundLeaf {
 
   struct Cursor {
     const C* from;
-    auto at(int i) const {
+    Index step;  // all ones; zero for one element that is repeated
+    auto at(Index i) const {
+      const Lanes<C> lanes = Lanes<C>::load(from + (i & step));
       if constexpr (is_mask)
-        return Lanes<C>::load(from + i) != Lanes<C>(0.0);
+        return lanes != Lanes<C>(0.0);
       else
-        return Lanes<C>::load(from + i);
+        return lanes;
     }
   };
 
   struct Reader {
     const BoundLeaf* leaf;
     const C* from = nullptr;
+    Index step = -1;
     const T* packed = nullptr;  // what the buffer holds: the address of its first element, rows, columns
     int packed_rows = 0, packed_columns = 0;
     alignas(64) C buffer[block_size];
@@ -179,16 +193,11 @@ struct BoundLeaf {
       const Strides<S>& s = leaf->strides;
       const int size = block.size();
       const T* first = leaf->data + block.column * s[S - 1];
-      if constexpr (S > 1) {
-        if (!leaf->outer_fixed) {
-          Index rest = block.row;
-          for (int a = S - 2; a > 0; --a) {
-            first += rest % leaf->space[a] * s[a];
-            rest /= leaf->space[a];
-          }
-          first += rest * s[0];
-        }
-      }
+      if (leaf->dense)
+        first += block.row * leaf->space[S - 1];
+      else if (!leaf->outer_fixed)
+        first += leaf->row_offset(block.row);
+      step = -1;
       if constexpr (std::is_same_v<T, C>) {
         const bool side_by_side = block.rows == 1 ? s[S - 1] == 1 : leaf->dense && block.columns == leaf->space[S - 1];
         if (side_by_side && size >= Lanes<C>::size) {
@@ -197,16 +206,40 @@ struct BoundLeaf {
         }
       }
       from = buffer;
-      if (first == packed && block.columns == packed_columns &&
-          (block.rows == packed_rows || (leaf->outer_fixed && block.rows < packed_rows)))
-        if (block.rows == 1 || leaf->outer_fixed) return;
-      gather(buffer, leaf->data, s, leaf->space, block);
+      if (s[S - 1] == 0 && (block.rows == 1 || leaf->outer_fixed)) return hold(convert<C>(*first));
+      if (first == packed && block.columns == packed_columns && (block.rows == 1 || leaf->outer_fixed) &&
+          block.rows <= packed_rows)
+        return;
+      pack(block, first);
+    }
+    /// Apart from load, which stays short enough to be inlined.
+    EIGEN_DONT_INLINE void pack(const Block& block, const T* first) {
+      const Strides<S>& s = leaf->strides;
+      const int size = block.size();
+      if (leaf->outer_fixed && block.rows > 1) {  // one row, again and again
+        Block row = block;
+        row.rows = 1;
+        gather(buffer, leaf->data, s, leaf->space, row);
+        for (int filled = block.columns; filled < size; filled *= 2)
+          std::memcpy(buffer + filled, buffer,
+                      static_cast<std::size_t>(filled < size - filled ? filled : size - filled) * sizeof(C));
+      } else {
+        gather(buffer, leaf->data, s, leaf->space, block);
+      }
       pad(buffer, size);
       packed = first;
       packed_rows = block.rows;
       packed_columns = block.columns;
     }
-    Cursor cursor() const { return {from}; }
+    /// The whole block is one number.
+    void hold(C value) {
+      Lanes<C>(static_cast<double>(value)).store(buffer);
+      from = buffer;
+      step = 0;
+      packed = nullptr;
+    }
+    bool constant() const { return step == 0; }
+    Cursor cursor() const { return {from, step}; }
   };
 };
 
@@ -240,24 +273,25 @@ struct Bound<ScalarNode, C, S> {
 
   struct Cursor {
     Lanes<C> lanes;
-    Lanes<C> at(int) const { return lanes; }
+    Lanes<C> at(Index) const { return lanes; }
   };
   struct Reader {
     Lanes<C> lanes;
     explicit Reader(const Bound& bound) : lanes(bound.number) {}
     void load(const Block&) {}
+    bool constant() const { return true; }
     Cursor cursor() const { return {lanes}; }
   };
 };
 
 // --- Functions ---
 
-template <class F, class... Args, class C, int S>
-struct Bound<MapNode<F, Args...>, C, S> {
+template <class F, class C, int S, class... Args>
+struct BoundMap {
   F function;
   std::tuple<Bound<Args, C, S>...> args;
 
-  Bound(const MapNode<F, Args...>& node, const Extents<S>& space)
+  BoundMap(const MapNode<F, Args...>& node, const Extents<S>& space)
       : function(node.function),
         args(unpack(
             [&](const auto&... arg) { return std::tuple<Bound<Args, C, S>...>(Bound<Args, C, S>(arg, space)...); },
@@ -296,7 +330,7 @@ struct Bound<MapNode<F, Args...>, C, S> {
   struct Cursor {
     [[no_unique_address]] F function;
     std::tuple<typename Bound<Args, C, S>::Cursor...> args;
-    auto at(int i) const {
+    auto at(Index i) const {
       return unpack([&](const auto&... arg) { return function(arg.at(i)...); }, args);
     }
   };
@@ -304,17 +338,65 @@ struct Bound<MapNode<F, Args...>, C, S> {
     [[no_unique_address]] F function;
     std::tuple<typename Bound<Args, C, S>::Reader...> args;
 
-    explicit Reader(const Bound& bound)
+    explicit Reader(const BoundMap& bound)
         : Reader(bound, std::make_integer_sequence<int, static_cast<int>(sizeof...(Args))>{}) {}
     template <int... I>
-    Reader(const Bound& bound, std::integer_sequence<int, I...>)
+    Reader(const BoundMap& bound, std::integer_sequence<int, I...>)
         : function(bound.function), args(std::get<static_cast<std::size_t>(I)>(bound.args)...) {}
     void load(const Block& block) {
       unpack([&](auto&... arg) { (arg.load(block), ...); }, args);
     }
+    bool constant() const {
+      return unpack([](const auto&... arg) { return (arg.constant() && ...); }, args);
+    }
     Cursor cursor() const {
       return unpack([&](const auto&... arg) { return Cursor{function, {arg.cursor()...}}; }, args);
     }
+  };
+};
+
+/// Whether a formula is the same along a row because it is made of numbers and reductions of rows: the 1 / sqrt(...) in
+/// x * rsqrt(mean(x * x, axis<1>, keepdims) + 1e-5f).
+template <class Node>
+inline constexpr bool row_function = false;
+template <class Op, class Arg, bool... Reduced>
+inline constexpr bool row_function<ReductionNode<Op, true, Arg, Reduced...>> =
+    sizeof...(Reduced) > 0 && ReductionNode<Op, true, Arg, Reduced...>::reduced[sizeof...(Reduced) - 1];
+template <class F, class... Args>
+inline constexpr bool row_function<MapNode<F, Args...>> = (row_function<Args> || ...) &&
+                                                          ((row_function<Args> ||
+                                                            std::is_same_v<Args, ScalarNode>)&&...);
+
+template <class F, class... Args, class C, int S>
+struct Bound<MapNode<F, Args...>, C, S> : BoundMap<F, C, S, Args...> {
+  using BoundMap<F, C, S, Args...>::BoundMap;
+};
+
+/// A row function is computed once for a block that lies in one row.
+template <class F, class... Args, class C, int S>
+requires(row_function<MapNode<F, Args...>> && !F::gives_mask) struct Bound<MapNode<F, Args...>, C, S>
+    : BoundMap<F, C, S, Args...> {
+  using Base = BoundMap<F, C, S, Args...>;
+  using Base::Base;
+  using Cursor = typename BoundLeaf<C, C, S>::Cursor;
+
+  struct Reader {
+    typename Base::Reader inner;
+    Index step = -1;
+    alignas(64) C buffer[block_size];
+
+    explicit Reader(const Bound& bound) : inner(bound) {}
+    void load(const Block& block) {
+      inner.load(block);
+      step = inner.constant() ? 0 : -1;
+      if (step == 0)
+        inner.cursor().at(0).store(buffer);
+      else
+        compute<C>(inner.cursor(), block.size(), buffer);
+      if (step != 0) pad(buffer, block.size());
+    }
+    bool constant() const { return step == 0; }
+    Cursor cursor() const { return {buffer, step}; }
   };
 };
 
@@ -348,7 +430,7 @@ struct Bound<CastNode<To, Arg>, To, S>
 
   struct Same {
     typename Base::Cursor inner;
-    auto at(int i) const { return as_lanes(inner.at(i)); }
+    auto at(Index i) const { return as_lanes(inner.at(i)); }
   };
   using Cursor = std::conditional_t<std::is_same_v<To, From>, Same, typename BoundLeaf<To, To, S>::Cursor>;
 
@@ -366,11 +448,12 @@ struct Bound<CastNode<To, Arg>, To, S>
         pad(buffer, block.size());
       }
     }
+    bool constant() const { return std::is_same_v<To, From> && inner.constant(); }
     Cursor cursor() const {
       if constexpr (std::is_same_v<To, From>)
         return {inner.cursor()};
       else
-        return {buffer};
+        return {buffer, -1};
     }
   };
 };

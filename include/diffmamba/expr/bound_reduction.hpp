@@ -125,65 +125,62 @@ struct Bound<ReductionNode<Op, Keep, Arg, Reduced...>, C, S> {
   bool transposed() const { return false; }
   bool whole_rows() const { return results == nullptr && broadcast_rows; }
   Index weight() const { return results == nullptr && !broadcast_rows ? count : 1; }
-  Index grain() const { return along ? 1 : few; }
+  Index grain() const { return along ? 1 : block_size; }
 
   // --- the sums ---
-
-  static C across_lanes(L value) {
-    C lane[L::size];
-    value.store(lane);
-    for (int width = L::size / 2; width > 0; width /= 2)
-      for (int i = 0; i < width; ++i) lane[i] = Op::combine(lane[i], lane[i + width]);
-    return lane[0];
-  }
 
   struct Accumulator {
     L lanes[4] = {L(Op::identity), L(Op::identity), L(Op::identity), L(Op::identity)};
 
     template <class Cursor>
-    void add(const Cursor cursor, int size) {
-      int i = 0;
-      for (; i + 4 * L::size <= size; i += 4 * L::size)
+    void add(const Cursor cursor, Index begin, Index size) {
+      const Index end = begin + size;
+      Index i = begin;
+      for (; i + 4 * L::size <= end; i += 4 * L::size)
         for (int k = 0; k < 4; ++k) lanes[k] = Op::combine(lanes[k], L(as_lanes(cursor.at(i + k * L::size))));
-      for (; i + L::size <= size; i += L::size) lanes[0] = Op::combine(lanes[0], L(as_lanes(cursor.at(i))));
-      if (i == size) return;
+      for (; i + L::size <= end; i += L::size) lanes[0] = Op::combine(lanes[0], L(as_lanes(cursor.at(i))));
+      if (i == end) return;
       const L number = L::counting_from(C(0));
-      const int rest = size - i;
+      const double rest = static_cast<double>(end - i);
       if (size >= L::size) {  // the last register again, without what was added already
-        const L value = as_lanes(cursor.at(size - L::size));
-        lanes[1] = Op::combine(lanes[1], select(number < L(double(L::size - rest)), L(Op::identity), value));
+        const L value = as_lanes(cursor.at(end - L::size));
+        lanes[1] = Op::combine(lanes[1], select(number < L(L::size - rest), L(Op::identity), value));
       } else {
-        const L value = as_lanes(cursor.at(0));
-        lanes[1] = Op::combine(lanes[1], select(number < L(double(rest)), value, L(Op::identity)));
+        const L value = as_lanes(cursor.at(begin));
+        lanes[1] = Op::combine(lanes[1], select(number < L(rest), value, L(Op::identity)));
       }
     }
     C result() const {
-      return across_lanes(Op::combine(Op::combine(lanes[0], lanes[1]), Op::combine(lanes[2], lanes[3])));
+      return Op::across(Op::combine(Op::combine(lanes[0], lanes[1]), Op::combine(lanes[2], lanes[3])));
     }
   };
 
-  struct Memory {  // a cursor over packed values
-    const C* from;
-    L at(int i) const { return L::load(from + i); }
-  };
-
   template <class Reader>
-  void compute_results(Reader& reader, Index first, Index size, C* to) const {
+  EIGEN_DONT_INLINE void compute_results(Reader& reader, Index first, Index size, C* to) const {
     if (count == 0) {
       for (Index i = 0; i < size; ++i) to[i] = Op::finish(C(Op::identity), Index{0});
       return;
     }
     const Index length = inner[inner_rank - 1];
     if constexpr (along) {
-      if (rows_each == 1 && length <= block_size / 4) {  // short rows: several at a time
-        alignas(64) C values[block_size];
+      if (rows_each == 1 && length <= block_size / 2) {  // short rows: several at a time
         const int many = static_cast<int>(block_size / length), columns = static_cast<int>(length);
         for (Index i = 0; i < size; i += many) {
           const int rows = static_cast<int>(size - i < many ? size - i : many);
           const Block block{first + i, 0, rows, columns};
           reader.load(block);
-          compute<C>(reader.cursor(), block.size(), values);
-          for (int r = 0; r < rows; ++r) to[i + r] = Op::finish(of_short_row(values + r * columns, columns), count);
+          const auto cursor = reader.cursor();
+          if (columns >= L::size) {
+            for (int r = 0; r < rows; ++r) {
+              Accumulator sum;
+              sum.add(cursor, r * columns, columns);
+              to[i + r] = Op::finish(sum.result(), count);
+            }
+          } else {
+            alignas(64) C values[block_size];
+            compute<C>(cursor, block.size(), values);
+            for (int r = 0; r < rows; ++r) to[i + r] = Op::finish(of_short_row(values + r * columns, columns), count);
+          }
         }
       } else {
         for (Index i = 0; i < size; ++i) to[i] = Op::finish(of_rows(reader, first + i), count);
@@ -202,11 +199,6 @@ struct Bound<ReductionNode<Op, Keep, Arg, Reduced...>, C, S> {
   }
 
   static C of_short_row(const C* values, int columns) {
-    if (columns >= L::size) {
-      Accumulator sum;
-      sum.add(Memory{values}, columns);
-      return sum.result();
-    }
     C sum = values[0];
     for (int c = 1; c < columns; ++c) sum = Op::combine(sum, values[c]);
     return sum;
@@ -233,7 +225,7 @@ struct Bound<ReductionNode<Op, Keep, Arg, Reduced...>, C, S> {
           block = {result * rows_each + b / pieces, column, 1, static_cast<int>(rest < block_size ? rest : block_size)};
         }
         from.load(block);
-        sum.add(from.cursor(), block.size());
+        sum.add(from.cursor(), 0, block.size());
       }
       return sum.result();
     };
@@ -313,7 +305,6 @@ struct Bound<ReductionNode<Op, Keep, Arg, Reduced...>, C, S> {
     typename Leaf::Reader values;
     typename ArgBound::Reader arg;
     Index row = -1;
-    int filled = 0;
 
     explicit Reader(const Bound& reduction)
         : bound(&reduction), leaf(reduction.results, reduction.strides), values(leaf), arg(reduction.arg) {
@@ -326,6 +317,7 @@ struct Bound<ReductionNode<Op, Keep, Arg, Reduced...>, C, S> {
       values.from = values.buffer;
       const Index length = bound->space[S - 1];
       if (!bound->broadcast_rows) {
+        values.step = -1;
         for (int r = 0; r < block.rows; ++r) {
           const bool whole = block.columns == length;
           bound->compute_results(arg, (block.row + r) * length + block.column, whole ? block.size() : block.columns,
@@ -333,13 +325,13 @@ struct Bound<ReductionNode<Op, Keep, Arg, Reduced...>, C, S> {
           if (whole) break;
         }
       } else if (block.rows == 1) {
-        if (block.row == row && block.columns <= filled) return;
+        if (block.row == row) return;
         C value;
         bound->compute_results(arg, block.row, 1, &value);
-        for (int c = 0; c < block.columns; ++c) values.buffer[c] = value;
+        values.hold(value);
         row = block.row;
-        filled = block.columns;
       } else {
+        values.step = -1;
         C value[block_size];
         bound->compute_results(arg, block.row, block.rows, value);
         convert_box(values.buffer, block.columns, 1, value, 1, 0, block.rows, block.columns);
@@ -347,6 +339,7 @@ struct Bound<ReductionNode<Op, Keep, Arg, Reduced...>, C, S> {
       }
       pad(values.buffer, block.size());
     }
+    bool constant() const { return values.step == 0; }
     Cursor cursor() const { return values.cursor(); }
   };
 };

@@ -5,6 +5,7 @@
 #include <limits>  // std::numeric_limits
 
 #include "diffmamba/expr/node.hpp"
+#include "diffmamba/math/lanes.hpp"
 #include "diffmamba/math/minmax.hpp"
 
 // sum, mean, max, min: over all elements or some axes, anywhere in an expression.
@@ -30,6 +31,15 @@ inline constexpr KeepDims keepdims{};
 
 namespace detail {
 
+template <class T, class Combine>
+T combine_lanes(Lanes<T> lanes, Combine combine) {
+  T lane[Lanes<T>::size];
+  lanes.store(lane);
+  for (int width = Lanes<T>::size / 2; width > 0; width /= 2)
+    for (int i = 0; i < width; ++i) lane[i] = combine(lane[i], lane[i + width]);
+  return lane[0];
+}
+
 struct Sum {
   static constexpr const char* name = "sum";
   static constexpr bool empty_is_defined = true;
@@ -37,6 +47,10 @@ struct Sum {
   template <class V>
   static V combine(V a, V b) {
     return a + b;
+  }
+  template <class T>
+  static T across(Lanes<T> lanes) {
+    return lanes.sum();
   }
   template <class T>
   static T finish(T total, Index) {
@@ -60,6 +74,10 @@ struct Max {
     return maximum(a, b);
   }
   template <class T>
+  static T across(Lanes<T> lanes) {
+    return combine_lanes(lanes, combine<T>);
+  }
+  template <class T>
   static T finish(T largest, Index) {
     return largest;
   }
@@ -71,6 +89,10 @@ struct Min {
   template <class V>
   static V combine(V a, V b) {
     return minimum(a, b);
+  }
+  template <class T>
+  static T across(Lanes<T> lanes) {
+    return combine_lanes(lanes, combine<T>);
   }
   template <class T>
   static T finish(T smallest, Index) {

@@ -100,7 +100,9 @@ inline SafetensorsHeader parse_safetensors_header(const std::string& text, std::
   const Json json = parse_json(text, source, 4);
   SafetensorsHeader header;
   std::vector<std::pair<std::uint64_t, std::uint64_t>> ranges;
-  for (const auto& [name, entry] : json.items()) {
+  for (const auto& item : json.items()) {  // no structured binding: clang cannot capture one where OpenMP is on
+    const std::string& name = item.key();
+    const Json& entry = item.value();
     require(entry.is_object(), source, ": the entry \"", name, "\" is not an object");
     if (name == "__metadata__") {
       for (const auto& [key, value] : entry.items()) {

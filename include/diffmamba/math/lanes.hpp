@@ -6,7 +6,8 @@
 #include <cmath>       // std::tanh, std::erf, std::pow
 #include <limits>      // std::numeric_limits
 
-#include "diffmamba/math/real.hpp"  // Real
+#include "diffmamba/math/packet.hpp"  // exp
+#include "diffmamba/math/real.hpp"    // Real
 
 #if defined(__GNUC__)
 #pragma GCC diagnostic push
@@ -29,7 +30,7 @@ struct Mask {
 /// can be written once for a number and for a register of them. Every lane is computed by the same instructions, so the
 /// result of an element does not depend on where it stands.
 ///
-/// This is the only header that speaks Eigen's packet language (Eigen::internal, the same since 3.3).
+/// The sister of Packet (math/packet.hpp), which the kernels of the operators use, with comparisons.
 template <class T>
 struct Lanes {
   using value_type = T;
@@ -59,6 +60,9 @@ struct Lanes {
     for (T& value : lane) value = f(value);
     return load(lane);
   }
+
+  /// The sum of all lanes, in an order that the width fixes.
+  T sum() const { return Eigen::internal::predux(packet); }
 
   friend Lanes operator+(Lanes a, Lanes b) { return of(Eigen::internal::padd(a.packet, b.packet)); }
   friend Lanes operator-(Lanes a, Lanes b) { return of(Eigen::internal::psub(a.packet, b.packet)); }
@@ -95,54 +99,10 @@ inline Lanes<T> select(Mask<T> condition, Lanes<T> yes, Lanes<T> no) {
   return Lanes<T>::of(Eigen::internal::pselect(condition.packet, yes.packet, no.packet));
 }
 
-/// a b + c, rounded once where the machine can.
-template <class T>
-inline Lanes<T> multiply_add(Lanes<T> a, Lanes<T> b, Lanes<T> c) {
-  return Lanes<T>::of(Eigen::internal::pmadd(a.packet, b.packet, c.packet));
-}
-
-/// e^x. In float: x = n ln 2 + r with a whole n and |r| <= ln 2 / 2, e^r by a polynomial of degree 7 (Cephes'
-/// coefficients), times 2^n in two steps, so that the result runs smoothly into infinity and through the subnormal
-/// numbers to 0 (Eigen's own stops at e^+-88.4). Within 2 units in the last place; NaN stays NaN.
+/// e^x, within 2 units in the last place; 0 below 2^-125 in float. NaN stays NaN.
 template <class T>
 inline Lanes<T> exp(Lanes<T> x) {
-  using Packet = typename Lanes<T>::Packet;
-  namespace packets = Eigen::internal;
-  if constexpr (Lanes<T>::size == 1) {
-    return Lanes<T>::of(std::exp(x.packet));
-  } else if constexpr (std::is_same_v<T, float>) {
-    using Whole = typename packets::unpacket_traits<Packet>::integer_packet;
-    using L = Lanes<float>;
-    // The comparisons are false for a NaN, which then passes.
-    x = select(x > L(89.0), L(89.0), select(x < L(-104.0), L(-104.0), x));
-    const L magic(12582912.0);  // 1.5 * 2^23: adding it rounds to a whole number, which stands in the low bits
-    const L shifted = multiply_add(x, L(1.44269504088896341), magic);
-    const L n = shifted - magic;
-    L r = multiply_add(n, L(-0.693359375), x);  // ln 2 in two parts, the first exact
-    r = multiply_add(n, L(2.12194440e-4), r);
-    L p = multiply_add(L(1.9875691500e-4), r, L(1.3981999507e-3));
-    p = multiply_add(p, r, L(8.3334519073e-3));
-    p = multiply_add(p, r, L(4.1665795894e-2));
-    p = multiply_add(p, r, L(1.6666665459e-1));
-    p = multiply_add(p, r, L(5.0000001201e-1));
-    p = multiply_add(p, r * r, r + L(1.0));
-    const Whole bits = packets::preinterpret<Whole>(shifted.packet);
-    const Whole whole = packets::psub(bits, packets::pset1<Whole>(0x4B400000));  // the bits of magic
-    const Whole first = packets::parithmetic_shift_right<1>(whole), second = packets::psub(whole, first);
-    const Whole bias = packets::pset1<Whole>(127);
-    const auto power = [&](const Whole& exponent) {
-      return L::of(
-          packets::preinterpret<Packet>(Whole(packets::plogical_shift_left<23>(Whole(packets::padd(exponent, bias))))));
-    };
-    return p * power(first) * power(second);
-  } else if constexpr (packets::packet_traits<T>::HasExp) {
-    using L = Lanes<T>;
-    const L inside = L::of(packets::pexp(x.packet));
-    return select(x > L(709.782712893384), L(std::numeric_limits<T>::infinity()),
-                  select(x < L(-708.0), L(0.0), inside));
-  } else {
-    return x.each([](T value) { return std::exp(value); });
-  }
+  return Lanes<T>::of(exp(Packet<T>(x.packet)).raw);
 }
 
 template <class T>

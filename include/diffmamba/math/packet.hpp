@@ -22,7 +22,7 @@ namespace diffmamba {
 /// the arithmetic of one number. A formula that is a template over its value type, `V next(V h, V decay, V input)`, is
 /// so the scalar reference, the vectorised kernel and the body of a CUDA kernel at once. The register is Eigen's.
 ///
-/// exp and exp2 are ours: about 1 ulp, twice as fast as Eigen's, exactly 1 at 0, 0 below 2^-125 (float) and infinite
+/// exp and exp2 are ours: at most 1.6 ulp, exactly 1 at 0, 0 below 2^-125 (float; double to 2^-1074) and infinite
 /// above the largest number; NaN stays NaN.
 template <class T>
 struct Packet {

@@ -34,9 +34,9 @@ struct Initialization {
 ///     explicit MyMixer(const Options&);                    // checks; takes no memory for weights
 ///     void initialize(Philox, const Initialization& = {});
 ///     Tensor forward(Tensor x, Saved&) const;              // training: takes x, which backward needs
-///     Tensor backward(View dout, Saved&);                  // dL/dx; adds into the parameters' gradients, uses Saved
-///     up State make_state(Index batch) const;                 // of a sequence that has not begun Tensor prefill(View
-///     x, State&) const;                // any number of tokens after those the state has seen
+///     Tensor backward(View dout, Saved&);                  // dL/dx; adds into the gradients, uses up Saved
+///     State make_state(Index batch) const;                 // of a sequence that has not begun
+///     Tensor prefill(View x, State&) const;                // any number of tokens after those it has seen
 ///   };
 ///
 /// Two more are used where they exist, else made from prefill: `forward(View x)` for inference without a state, and

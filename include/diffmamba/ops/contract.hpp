@@ -67,6 +67,16 @@ void require_operand(const char* op, const char* name, const RequiredChannelView
   require_operand<T, D>(op, name, static_cast<const ChannelView<T, D>&>(view), expected, paths);
 }
 
+/// Forward passes of these operators that the calling thread has begun. Tests prove by it that the two paths of a
+/// differential mixer are one convolution and one scan; matmul_count (ops/matmul) counts the products.
+struct ForwardCount {
+  Index causal_conv1d = 0, selective_scan = 0, ssd = 0;
+};
+inline ForwardCount& forward_count() {
+  thread_local ForwardCount count;
+  return count;
+}
+
 /// Saved tensors keep their memory from one call to the next; only another shape takes new memory from the arena.
 template <class T, int Rank, class D>
 void reuse_or_allocate(Tensor<T, Rank, D>& tensor, const Extents<Rank>& extents) {

@@ -30,7 +30,7 @@ struct Data {
 
 /// S_t = exp(A_t) S_{t-1} + x_t B_t^T; y_t = S_t C_t; the largest error of out and final_state.
 template <class T>
-double error_of(const Data<T>& data, const ssd::minimal::Result<T>& got) {
+double error_of(const Data<T>& data, const ssd::minimal::Outputs<T>& got) {
   Tensor<double, 4> out(data.x.extents()), state(data.initial_state.extents());
   const Index per_group = data.x.extent(2) / data.B.extent(2);
   for (Index b = 0; b < state.extent(0); ++b)

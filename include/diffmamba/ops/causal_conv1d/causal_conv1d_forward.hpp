@@ -134,6 +134,7 @@ void forward(const Inputs<T>& in, const Options& options, const OutputViews<T>& 
              std::type_identity_t<Saved<T>>* saved, Workspace<cpu>& workspace) {
   using A = accumulate_t<T>;
   check(in, outputs);
+  ++forward_count().causal_conv1d;
   if (saved) saved->options = options;
   const auto mark = workspace.mark();
   const A* const weight = detail::transposed<A>(in.weight, workspace);

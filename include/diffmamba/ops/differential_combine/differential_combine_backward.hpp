@@ -13,8 +13,8 @@
 //   lambda:   dl = -sum(du n_2),  dn_1 = du,  dn_2 = -l du
 //   before:   dw = dn_1 h_1 + dn_2 h_2,  g_i = w dn_i,  dy_i = s_i (g_i - h_i mean(g_i h_i))   none:  dy_i = dn_i
 //
-// At most three passes over a row: one for mean(g H), one for the two means of the paths and the sums of the
-// parameters, one for dy_1 and dy_2.
+// Passes over a row: one for mean(g H) with a norm after, one for du, the two means of the paths and the sums of the
+// parameters, one for dy_1 and dy_2. H, then du, wait in a line of the workspace.
 
 namespace diffmamba::differential_combine {
 namespace detail {
@@ -25,94 +25,82 @@ Index gradient_tiles(const Inputs<T>& in) {
   return tiles_of(rows, rows_per_tile(rows));
 }
 
-}  // namespace detail
-
-/// Bytes of workspace that backward takes at most.
-template <class T>
-std::size_t workspace_bytes(const Inputs<T>& in) {
-  return 3 * diffmamba::detail::ColumnSums<accumulate_t<T>>::bytes(detail::gradient_tiles(in), in.y1.extent(2));
-}
-
-/// Writes into the caller's memory and allocates nothing.
-template <class T>
-void backward(const Inputs<T>& in, const Saved<T>& saved, const std::type_identity_t<OutputGradients<T>>& upstream,
-              const std::type_identity_t<GradientViews<T>>& gradients, Workspace<cpu>& workspace,
-              GradientMode mode = GradientMode::assign) {
+template <bool Before, bool After, class T>
+void backward_rows(const Inputs<T>& in, const Saved<T>& saved, const OutputGradients<T>& upstream,
+                   const GradientViews<T>& gradients, Workspace<cpu>& workspace, GradientMode mode) {
   using A = accumulate_t<T>;
-  using detail::ChannelLanes;
-  using detail::ColumnSums;
-  const Options& options = saved.options;
-  check(in, options, upstream, gradients);
   const Index channels = in.y1.extent(2), rows = in.y1.extent(0) * in.y1.extent(1);
-  require_shape("differential_combine", "saved.rstd", saved.rstd.view(),
-                Extents{in.y1.extent(0), in.y1.extent(1), Index{3}});
-  const Index tile_rows = detail::rows_per_tile(rows), tiles = detail::gradient_tiles(in);
+  const Index tile_rows = rows_per_tile(rows), tiles = gradient_tiles(in);
   const A per_channel = channels > 0 ? A(1) / static_cast<A>(channels) : A(0);
-  const A scale = static_cast<A>(options.scale);
-  const bool before = norm_before(options), after = norm_after(options);
+  const A scale = static_cast<A>(saved.options.scale);
 
-  const auto mark = workspace.mark();
   const auto sums_for = [&](const View<A, 1>& gradient) {
     return gradient ? ColumnSums<A>(workspace, tiles, channels) : ColumnSums<A>();
   };
   const ColumnSums<A> dlambda = sums_for(gradients.dlambda), dnorm_weight = sums_for(gradients.dnorm_weight),
                       dsubln_weight = sums_for(gradients.dsubln_weight);
+  const ColumnSums<A> lines(workspace, tiles, channels);  // a row of H, then of du, for each tile
 
   parallel_for(tiles, [&](Index tile) {
     A* const dl = dlambda ? dlambda.start(tile) : nullptr;
     A* const dw = dnorm_weight ? dnorm_weight.start(tile) : nullptr;
     A* const dW = dsubln_weight ? dsubln_weight.start(tile) : nullptr;
+    A* const line = lines.start(tile);
     for (Index row = tile * tile_rows; row < std::min(rows, (tile + 1) * tile_rows); ++row) {
-      detail::DifferenceRow<T> paths(in, row);
+      DifferenceRow<Before, T> paths(in, row);
       const A* const kept = saved.rstd.data() + 3 * row;
       paths.rstd1 = kept[0];
       paths.rstd2 = kept[1];
       const A rstd = kept[2];
-      const T* const dout = detail::row_pointer<const T>(upstream.dout, row);
+      const T* const dout = row_pointer<const T>(upstream.dout, row);
 
       A gH_mean = 0;
-      if (after) {
+      if constexpr (After) {
         ChannelLanes<A> sums = ChannelLanes<A>::Zero();
-        detail::for_blocks<A>(channels, [&](Index c, auto block) {
+        for_blocks<A>(channels, [&](Index c, auto block) {
           const ChannelLanes<A> H = paths.difference(c, block) * rstd, d = block.load(dout + c) * scale;
+          block.store(line + c, H);
           sums += block.load(in.subln_weight.data() + c) * d * H;
-          if (dW) detail::add_to<A>(dW, c, d * H);
+          if (dW) add_to<A>(dW, c, d * H);
         });
         gH_mean = sums.sum() * per_channel;
       }
-      const auto difference_gradient = [&](Index c, auto block) -> ChannelLanes<A> {
-        ChannelLanes<A> du = block.load(dout + c) * scale;
-        if (after)
-          du = rstd * (du * block.load(in.subln_weight.data() + c) - paths.difference(c, block) * (rstd * gH_mean));
-        return du;
-      };
 
       A mean1 = 0, mean2 = 0;
-      if (before || dl) {
-        ChannelLanes<A> sums1 = ChannelLanes<A>::Zero(), sums2 = ChannelLanes<A>::Zero();
-        detail::for_blocks<A>(channels, [&](Index c, auto block) {
-          const ChannelLanes<A> du = difference_gradient(c, block), w = paths.weight_at(c, block);
-          const ChannelLanes<A> dn2 = -paths.lambda_at(c, block) * du;
-          const ChannelLanes<A> h1 = block.load(paths.y1 + c) * paths.rstd1,
-                                h2 = block.load(paths.y2 + c) * paths.rstd2;
+      ChannelLanes<A> sums1 = ChannelLanes<A>::Zero(), sums2 = ChannelLanes<A>::Zero();
+      for_blocks<A>(channels, [&](Index c, auto block) {
+        ChannelLanes<A> du = block.load(dout + c) * scale;
+        if constexpr (After) du = rstd * (du * block.load(in.subln_weight.data() + c) - block.load(line + c) * gH_mean);
+        block.store(line + c, du);
+        if constexpr (Before) {
+          const ChannelLanes<A> h1 = paths.normalised1(c, block), h2 = paths.normalised2(c, block);
+          const ChannelLanes<A> w = paths.weight_at(c, block), dn2 = -paths.lambda_at(c, block) * du;
           sums1 += w * du * h1;
           sums2 += w * dn2 * h2;
-          if (dl) detail::add_to<A>(dl, c, -du * w * h2);
-          if (dw) detail::add_to<A>(dw, c, du * h1 + dn2 * h2);
-        });
-        mean1 = before ? sums1.sum() * per_channel : A(0);
-        mean2 = before ? sums2.sum() * per_channel : A(0);
+          if (dl) add_to<A>(dl, c, -du * w * h2);
+          if (dw) add_to<A>(dw, c, du * h1 + dn2 * h2);
+        } else {
+          if (dl) add_to<A>(dl, c, -du * paths.normalised2(c, block));
+        }
+      });
+      if constexpr (Before) {
+        mean1 = sums1.sum() * per_channel;
+        mean2 = sums2.sum() * per_channel;
       }
 
-      T* const dy1 = gradients.dy1 ? detail::row_pointer(gradients.dy1, row) : nullptr;
-      T* const dy2 = gradients.dy2 ? detail::row_pointer(gradients.dy2, row) : nullptr;
+      T* const dy1 = gradients.dy1 ? row_pointer(gradients.dy1, row) : nullptr;
+      T* const dy2 = gradients.dy2 ? row_pointer(gradients.dy2, row) : nullptr;
       if (!dy1 && !dy2) continue;
-      detail::for_blocks<A>(channels, [&](Index c, auto block) {
-        const ChannelLanes<A> g1 = difference_gradient(c, block) * paths.weight_at(c, block);
-        const ChannelLanes<A> g2 = -paths.lambda_at(c, block) * g1;
-        const ChannelLanes<A> h1 = block.load(paths.y1 + c) * paths.rstd1, h2 = block.load(paths.y2 + c) * paths.rstd2;
-        if (dy1) block.store(dy1 + c, ChannelLanes<A>(paths.rstd1 * (g1 - h1 * mean1)));
-        if (dy2) block.store(dy2 + c, ChannelLanes<A>(paths.rstd2 * (g2 - h2 * mean2)));
+      for_blocks<A>(channels, [&](Index c, auto block) {
+        ChannelLanes<A> g1 = block.load(line + c);
+        if constexpr (Before) g1 *= paths.weight_at(c, block);
+        ChannelLanes<A> g2 = -paths.lambda_at(c, block) * g1;
+        if constexpr (Before) {
+          g1 = paths.rstd1 * (g1 - paths.normalised1(c, block) * mean1);
+          g2 = paths.rstd2 * (g2 - paths.normalised2(c, block) * mean2);
+        }
+        if (dy1) block.store(dy1 + c, g1);
+        if (dy2) block.store(dy2 + c, g2);
       });
     }
   });
@@ -124,6 +112,29 @@ void backward(const Inputs<T>& in, const Saved<T>& saved, const std::type_identi
   }
   dnorm_weight.write(gradients.dnorm_weight, mode);
   dsubln_weight.write(gradients.dsubln_weight, mode);
+}
+
+}  // namespace detail
+
+/// Bytes of workspace that backward takes at most.
+template <class T>
+std::size_t workspace_bytes(const Inputs<T>& in) {
+  return 4 * diffmamba::detail::ColumnSums<accumulate_t<T>>::bytes(detail::gradient_tiles(in), in.y1.extent(2));
+}
+
+/// Writes into the caller's memory and allocates nothing.
+template <class T>
+void backward(const Inputs<T>& in, const Saved<T>& saved, const std::type_identity_t<OutputGradients<T>>& upstream,
+              const std::type_identity_t<GradientViews<T>>& gradients, Workspace<cpu>& workspace,
+              GradientMode mode = GradientMode::assign) {
+  const Options& options = saved.options;
+  check(in, options, upstream, gradients);
+  require_shape("differential_combine", "saved.rstd", saved.rstd.view(),
+                Extents{in.y1.extent(0), in.y1.extent(1), Index{3}});
+  const auto mark = workspace.mark();
+  detail::with_norms(options, [&](auto before, auto after) {
+    detail::backward_rows<before.value, after.value, T>(in, saved, upstream, gradients, workspace, mode);
+  });
   workspace.reset(mark);
 }
 

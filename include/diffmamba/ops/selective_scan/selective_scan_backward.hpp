@@ -75,13 +75,12 @@ struct Partials {
 /// A tile's temporary memory. Blocks are (d_state, 64), rows 64.
 template <class S>
 struct BackwardScratch {
-  S *A, *A_log2e, *B_constant, *C_constant, *dh, *states, *decays, *dB_lanes, *dC_lanes, *B_rows, *C_rows;
+  S *A, *A_log2e, *B_lanes, *C_lanes, *dh, *states, *decays, *dB_lanes, *dC_lanes, *B_row, *C_row;
   S *u, *raw, *dt, *dt_u, *y;  // of every token of the block of time
 
   static Index size(Index d_state) {
     constexpr Index K = checkpoint_interval;
-    return (5 + K + 1 + K) * d_state * tile_channels + 2 * d_state * Packet<S>::width + 2 * K * d_state +
-           5 * K * tile_channels;
+    return (8 + 2 * K) * d_state * tile_channels + 2 * d_state + 5 * K * tile_channels;
   }
   BackwardScratch(S* memory, Index d_state) {
     constexpr Index K = checkpoint_interval;
@@ -91,17 +90,17 @@ struct BackwardScratch {
       return result;
     };
     const Index block = d_state * tile_channels, row = K * tile_channels;
-    A = take(block), A_log2e = take(block), B_constant = take(block), C_constant = take(block), dh = take(block);
+    A = take(block), A_log2e = take(block), B_lanes = take(block), C_lanes = take(block), dh = take(block);
     states = take((K + 1) * block), decays = take(K * block);
     u = take(row), raw = take(row), dt = take(row), dt_u = take(row), y = take(row);
-    dB_lanes = take(d_state * Packet<S>::width), dC_lanes = take(d_state * Packet<S>::width);
-    B_rows = take(K * d_state), C_rows = take(K * d_state);
+    dB_lanes = take(block), dC_lanes = take(block);
+    B_row = take(d_state), C_row = take(d_state);
   }
 };
 
-/// One token back for `Count` registers of channels. dB and dC: per token (d_state, lanes of one register), collecting
+/// One token back for `Count` registers of channels. With PerToken dB and dC are (d_state, one register), collecting
 /// over the registers of the tile; else (d_state, 64). d_dt_u and ddt are rows.
-template <int Count, bool BPerToken, bool CPerToken, class S>
+template <int Count, bool PerToken, class S>
 inline void retreat_lanes(Index lane, Index d_state, const S* A, const S* B, const S* C, const S* dt, const S* dt_u,
                           const S* dy, const S* decays, const S* before, const S* after, S* dh, S* dA, S* dB, S* dC,
                           S* d_dt_u, S* ddt) {
@@ -115,23 +114,29 @@ inline void retreat_lanes(Index lane, Index d_state, const S* A, const S* B, con
     sums[k] = {P::all(S(0)), P::all(S(0))};
   }
   for (Index n = 0; n < d_state; ++n) {
-    P dB_n = P::load(dB + (BPerToken ? n * P::width : n * tile_channels + lane));
-    P dC_n = P::load(dC + (CPerToken ? n * P::width : n * tile_channels + lane));
+    P dB_n = P::load(dB + (PerToken ? n * P::width : n * tile_channels + lane));
+    P dC_n = P::load(dC + (PerToken ? n * P::width : n * tile_channels + lane));
     for (int k = 0; k < Count; ++k) {
       const Index i = lane + k * P::width, at = n * tile_channels + i;
-      if (!BPerToken && k > 0) dB_n = P::load(dB + at);
-      if (!CPerToken && k > 0) dC_n = P::load(dC + at);
+      if (!PerToken && k > 0) {
+        dB_n = P::load(dB + at);
+        dC_n = P::load(dC + at);
+      }
       P dh_n = P::load(dh + at), dA_n = P::load(dA + at);
       element::retreat(dh_n, dy_i[k], P::load(decays + at), P::load(before + at), P::load(after + at), dt_i[k],
-                       dt_u_i[k], P::load(A + at), projection<BPerToken>(B, n, i), projection<CPerToken>(C, n, i),
+                       dt_u_i[k], P::load(A + at), projection<PerToken>(B, n, i), projection<PerToken>(C, n, i),
                        sums[k], dA_n, dB_n, dC_n);
       dh_n.store(dh + at);
       dA_n.store(dA + at);
-      if (!BPerToken) dB_n.store(dB + at);
-      if (!CPerToken) dC_n.store(dC + at);
+      if (!PerToken) {
+        dB_n.store(dB + at);
+        dC_n.store(dC + at);
+      }
     }
-    if (BPerToken) dB_n.store(dB + n * P::width);
-    if (CPerToken) dC_n.store(dC + n * P::width);
+    if (PerToken) {
+      dB_n.store(dB + n * P::width);
+      dC_n.store(dC + n * P::width);
+    }
   }
   for (int k = 0; k < Count; ++k) {
     sums[k].d_dt_u.store(d_dt_u + lane + k * P::width);
@@ -139,7 +144,7 @@ inline void retreat_lanes(Index lane, Index d_state, const S* A, const S* B, con
   }
 }
 
-template <bool BPerToken, bool CPerToken, class T>
+template <bool PerToken, class T>
 void backward_tile(const Inputs<T>& in, const Saved<T>& saved, const OutputGradients<T>& upstream,
                    const GradientViews<T>& to, const Tiling& tiling, Index index,
                    const Partials<accumulate_t<T>>& partials, accumulate_t<T>* memory) {
@@ -151,8 +156,8 @@ void backward_tile(const Inputs<T>& in, const Saved<T>& saved, const OutputGradi
   constexpr Index row = tile_channels;
   load_transposed<S>(in.A, tile, S(1), s.A);
   load_transposed<S>(in.A, tile, S(element::log2e), s.A_log2e);
-  if constexpr (!BPerToken) load_transposed<S>(in.B_constant, tile, S(1), s.B_constant);
-  if constexpr (!CPerToken) load_transposed<S>(in.C_constant, tile, S(1), s.C_constant);
+  if (in.B_constant) load_transposed<S>(in.B_constant, tile, S(1), s.B_lanes);
+  if (in.C_constant) load_transposed<S>(in.C_constant, tile, S(1), s.C_lanes);
   load_state<S>(upstream.dfinal_state, tile, d_state, s.dh);
   alignas(64) S bias[row], D[row], dD[row] = {}, ddelta_bias[row] = {};
   load_parameter<S>(in.delta_bias, tile, bias);
@@ -164,11 +169,22 @@ void backward_tile(const Inputs<T>& in, const Saved<T>& saved, const OutputGradi
       dout_rows(upstream.dout, tile);
   const Rows<const T> B_rows(in.B, tile, tiling.channels), C_rows(in.C, tile, tiling.channels);
   const Rows<T> du_rows(to.du, tile), ddelta_rows(to.ddelta, tile), dz_rows(to.dz, tile);
-  const auto B_of = [&](Index t, Index k) {
-    return BPerToken ? token_row(B_rows(t), d_state, s.B_rows + k * d_state) : s.B_constant;
+  // B_t, C_t as the kernels want them, and where their gradients at one token are collected.
+  const auto projection_of = [&](const Rows<const T>& rows, Index t, S* row_buffer, S* block_buffer) -> const S* {
+    if constexpr (PerToken) return token_row(rows(t), d_state, row_buffer);
+    if (rows) broadcast_row(rows(t), d_state, block_buffer);
+    return block_buffer;
   };
-  const auto C_of = [&](Index t, Index k) {
-    return CPerToken ? token_row(C_rows(t), d_state, s.C_rows + k * d_state) : s.C_constant;
+  constexpr Index lanes_per_state = PerToken ? P::width : tile_channels;
+  S* const dB = in.B ? s.dB_lanes : partials.dB_constant(index);
+  S* const dC = in.C ? s.dC_lanes : partials.dC_constant(index);
+  const auto sum_lanes = [&](const S* from, S* sums) {
+    for (Index n = 0; n < d_state; ++n) {
+      P sum = P::load(from + n * lanes_per_state);
+      if constexpr (!PerToken)
+        for (Index i = P::width; i < lanes; i += P::width) sum = sum + P::load(from + n * lanes_per_state + i);
+      sums[n] = sum.sum();
+    }
   };
   const bool with_softplus = saved.options.delta_softplus;
 
@@ -196,9 +212,9 @@ void backward_tile(const Inputs<T>& in, const Saved<T>& saved, const OutputGradi
         (dt_i * u_i).store(dt_u + i);
         (P::load(D + i) * u_i).store(y + i);
       }
-      advance_token<BPerToken, CPerToken, true>(lanes, d_state, s.A_log2e, B_of(t, k), C_of(t, k), dt, dt_u,
-                                                s.states + k * block, s.states + (k + 1) * block, s.decays + k * block,
-                                                y);
+      const S *B = projection_of(B_rows, t, s.B_row, s.B_lanes), *C = projection_of(C_rows, t, s.C_row, s.C_lanes);
+      advance_token<PerToken, true>(lanes, d_state, s.A_log2e, B, C, dt, dt_u, s.states + k * block,
+                                    s.states + (k + 1) * block, s.decays + k * block, y);
     }
     // And back.
     for (Index k = count; k-- > 0;) {
@@ -217,23 +233,20 @@ void backward_tile(const Inputs<T>& in, const Saved<T>& saved, const OutputGradi
         }
         if (dz_rows) store_row(dz, tile.width, dz_rows(t));
       }
-      S* const dB = BPerToken ? s.dB_lanes : partials.dB_constant(index);
-      S* const dC = CPerToken ? s.dC_lanes : partials.dC_constant(index);
-      if (BPerToken) std::fill(dB, dB + d_state * P::width, S(0));
-      if (CPerToken) std::fill(dC, dC + d_state * P::width, S(0));
-      const S *B = B_of(t, k), *C = C_of(t, k), *decays = s.decays + k * block, *before = s.states + k * block;
+      if (in.B) std::fill_n(dB, d_state * lanes_per_state, S(0));
+      if (in.C) std::fill_n(dC, d_state * lanes_per_state, S(0));
+      const S *B = projection_of(B_rows, t, s.B_row, s.B_lanes), *C = projection_of(C_rows, t, s.C_row, s.C_lanes);
+      const S *decays = s.decays + k * block, *before = s.states + k * block;
       Index lane = 0;
       for (; lane + 2 * P::width <= lanes; lane += 2 * P::width)
-        retreat_lanes<2, BPerToken, CPerToken>(lane, d_state, s.A, B, C, dt, dt_u, dy, decays, before, before + block,
-                                               s.dh, dA, dB, dC, d_dt_u, ddt);
+        retreat_lanes<2, PerToken>(lane, d_state, s.A, B, C, dt, dt_u, dy, decays, before, before + block, s.dh, dA, dB,
+                                   dC, d_dt_u, ddt);
       if (lane < lanes)
-        retreat_lanes<1, BPerToken, CPerToken>(lane, d_state, s.A, B, C, dt, dt_u, dy, decays, before, before + block,
-                                               s.dh, dA, dB, dC, d_dt_u, ddt);
+        retreat_lanes<1, PerToken>(lane, d_state, s.A, B, C, dt, dt_u, dy, decays, before, before + block, s.dh, dA, dB,
+                                   dC, d_dt_u, ddt);
       const Index token = ((tile.column * tiling.batch + tile.batch) * length + t) * d_state;
-      for (Index n = 0; n < d_state; ++n) {
-        if (BPerToken) partials.tokens_B[token + n] = P::load(dB + n * P::width).sum();
-        if (CPerToken) partials.tokens_C[token + n] = P::load(dC + n * P::width).sum();
-      }
+      if (in.B) sum_lanes(dB, partials.tokens_B + token);
+      if (in.C) sum_lanes(dC, partials.tokens_C + token);
       for (Index i = 0; i < lanes; i += P::width) {
         const P u_i = P::load(u + i), dy_i = P::load(dy + i), d_dt_u_i = P::load(d_dt_u + i);
         multiply_add(P::load(dt + i), d_dt_u_i, P::load(D + i) * dy_i).store(du + i);
@@ -291,7 +304,7 @@ void reduce_parameter(const Tiling& tiling, Index column, Index rows, GradientMo
 
 }  // namespace detail
 
-/// Bytes of workspace that backward takes: per thread that may run, 65 states of a tile (260 KiB with d_state 16 in
+/// Bytes of workspace that backward takes: per thread that may run, 72 states of a tile (330 KiB with d_state 16 in
 /// float); and 2 d_state numbers per token for every 64 channels.
 template <class T>
 std::size_t workspace_bytes(const Inputs<T>& in, const Saved<T>&) {
@@ -314,11 +327,12 @@ void backward(const Inputs<T>& in, const Saved<T>& saved, const OutputGradients<
   partials.take(workspace, tiling);
   {
     const detail::Scratch<S> scratch(workspace, detail::BackwardScratch<S>::size(tiling.d_state));
-    detail::with_forms(in, [&](auto B_per_token, auto C_per_token) {
-      parallel_for(tiling.tiles(), [&](Index index) {
-        detail::backward_tile<B_per_token, C_per_token>(in, saved, upstream, to, tiling, index, partials,
-                                                        scratch.of_this_thread());
-      });
+    parallel_for(tiling.tiles(), [&](Index index) {
+      S* const memory = scratch.of_this_thread();
+      if (in.B && in.C)
+        detail::backward_tile<true>(in, saved, upstream, to, tiling, index, partials, memory);
+      else
+        detail::backward_tile<false>(in, saved, upstream, to, tiling, index, partials, memory);
     });
   }
   detail::reduce_tokens(tiling, partials.tokens_B, to.dB);

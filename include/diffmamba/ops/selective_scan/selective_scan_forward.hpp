@@ -8,24 +8,24 @@
 namespace diffmamba::selective_scan {
 namespace detail {
 
-/// Elements of scratch: state, A, B_constant, C_constant as (d_state, 64); a row of B and of C.
+/// Elements of scratch: state, A, B and C as (d_state, 64); a row of B and of C.
 inline Index forward_scratch(Index d_state) {
   return 4 * d_state * tile_channels + 2 * d_state;
 }
 
-template <bool BPerToken, bool CPerToken, class T>
+template <bool PerToken, class T>
 void forward_tile(const Inputs<T>& in, const Options& options, const OutputViews<T>& to, Saved<T>* saved,
                   const Tiling& tiling, const Tile& tile, accumulate_t<T>* scratch) {
   using S = accumulate_t<T>;
   using P = Packet<S>;
   const Index length = tiling.length, d_state = tiling.d_state, lanes = tile.lanes, block = d_state * tile_channels;
-  S *state = scratch, *A = state + block, *B_constant = A + block, *C_constant = B_constant + block;
-  S *B_row = C_constant + block, *C_row = B_row + d_state;
+  S *state = scratch, *A = state + block, *B_lanes = A + block, *C_lanes = B_lanes + block;
+  S *B_row = C_lanes + block, *C_row = B_row + d_state;
   alignas(64) S bias[tile_channels], D[tile_channels];
   load_state<S>(in.initial_state, tile, d_state, state);
   load_transposed<S>(in.A, tile, S(element::log2e), A);
-  if constexpr (!BPerToken) load_transposed<S>(in.B_constant, tile, S(1), B_constant);
-  if constexpr (!CPerToken) load_transposed<S>(in.C_constant, tile, S(1), C_constant);
+  if (in.B_constant) load_transposed<S>(in.B_constant, tile, S(1), B_lanes);
+  if (in.C_constant) load_transposed<S>(in.C_constant, tile, S(1), C_lanes);
   load_parameter<S>(in.delta_bias, tile, bias);
   load_parameter<S>(in.D, tile, D);
 
@@ -47,9 +47,15 @@ void forward_tile(const Inputs<T>& in, const Options& options, const OutputViews
       (dt_i * u_i).store(dt_u + i);
       (P::load(D + i) * u_i).store(y + i);
     }
-    const S* B = BPerToken ? token_row(B_rows(t), d_state, B_row) : B_constant;
-    const S* C = CPerToken ? token_row(C_rows(t), d_state, C_row) : C_constant;
-    advance_token<BPerToken, CPerToken, false>(lanes, d_state, A, B, C, dt, dt_u, state, state, nullptr, y);
+    const S *B = B_lanes, *C = C_lanes;
+    if constexpr (PerToken) {
+      B = token_row(B_rows(t), d_state, B_row);
+      C = token_row(C_rows(t), d_state, C_row);
+    } else {
+      if (B_rows) broadcast_row(B_rows(t), d_state, B_lanes);
+      if (C_rows) broadcast_row(C_rows(t), d_state, C_lanes);
+    }
+    advance_token<PerToken, false>(lanes, d_state, A, B, C, dt, dt_u, state, state, nullptr, y);
     if (z_rows) {
       load_row(z_rows(t), tile.width, z, lanes);
       for (Index i = 0; i < lanes; i += P::width) (P::load(y + i) * silu(P::load(z + i))).store(y + i);
@@ -77,6 +83,7 @@ template <class T>
 void forward(const Inputs<T>& in, const Options& options, const OutputViews<T>& to, Saved<T>* saved,
              Workspace<>& workspace) {
   check(in, to);
+  ++forward_count().selective_scan;
   const detail::Tiling tiling(in);
   if (saved != nullptr) {
     saved->options = options;
@@ -84,11 +91,13 @@ void forward(const Inputs<T>& in, const Options& options, const OutputViews<T>& 
   }
   const std::size_t mark = workspace.mark();
   const detail::Scratch<accumulate_t<T>> scratch(workspace, detail::forward_scratch(tiling.d_state));
-  detail::with_forms(in, [&](auto B_per_token, auto C_per_token) {
-    parallel_for(tiling.tiles(), [&](Index index) {
-      const detail::Tile tile = tiling.tile<accumulate_t<T>>(index);
-      detail::forward_tile<B_per_token, C_per_token>(in, options, to, saved, tiling, tile, scratch.of_this_thread());
-    });
+  parallel_for(tiling.tiles(), [&](Index index) {
+    const detail::Tile tile = tiling.tile<accumulate_t<T>>(index);
+    accumulate_t<T>* const memory = scratch.of_this_thread();
+    if (in.B && in.C)
+      detail::forward_tile<true>(in, options, to, saved, tiling, tile, memory);
+    else
+      detail::forward_tile<false>(in, options, to, saved, tiling, tile, memory);
   });
   workspace.reset(mark);
 }

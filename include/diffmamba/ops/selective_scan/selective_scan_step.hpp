@@ -2,8 +2,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include "diffmamba/math/silu.hpp"
-#include "diffmamba/math/softplus.hpp"
 #include "diffmamba/ops/selective_scan/selective_scan.hpp"
 #include "diffmamba/ops/selective_scan/selective_scan_tile.hpp"
 
@@ -101,28 +99,36 @@ void step(const HeadStepInputs<T>& in, const View<accumulate_t<T>, 4>& state, co
   detail::check_step("selective_scan::step", in, state, out);
   const Index batch = in.x.extent(0), nheads = in.x.extent(1), headdim = in.x.extent(2), d_state = in.A.extent(2);
   const Index heads_per_group = nheads / in.B.extent(1);
-  // A tile is one sequence and about 4096 numbers of state; it may be a part of a head.
-  const Index per_tile = std::max<Index>(1, 4096 / std::max<Index>(1, d_state));
-  const Index tiles_per_head = tiles_of(headdim, per_tile);
+  // A tile is one sequence and up to 64 channels of a head.
+  const Index tiles_per_head = tiles_of(headdim, detail::tile_channels);
   parallel_for(batch * nheads * tiles_per_head, [&](Index tile) {
+    using P = Packet<S>;
     const Index part = tile % tiles_per_head, head = tile / tiles_per_head % nheads, b = tile / tiles_per_head / nheads;
-    const Index end = std::min((part + 1) * per_tile, headdim);
+    const Index first = part * detail::tile_channels, count = std::min(detail::tile_channels, headdim - first);
     const Index slot = in.state_batch_indices ? in.state_batch_indices(b) : b;
-    const T* B = in.B.pointer(b, head / heads_per_group);
-    const T* C = in.C.pointer(b, head / heads_per_group);
-    for (Index p = part * per_tile; p < end; ++p) {
-      if (slot < 0) {
-        out(b, head, p) = T(0.0f);
-        continue;
-      }
-      const S raw = static_cast<S>(in.dt(b, head, p)) + (in.dt_bias ? in.dt_bias(head, p) : S(0));
-      const S dt = options.delta_softplus ? softplus(raw) : raw, x = static_cast<S>(in.x(b, head, p));
-      S y = detail::step_channel(state.pointer(slot, head, p), in.A.pointer(head, p), in.A.stride(2), B, C, dt, dt * x,
-                                 d_state);
-      if (in.D) y += in.D(head, p) * x;
-      if (in.z) y *= silu(static_cast<S>(in.z(b, head, p)));
-      out(b, head, p) = static_cast<T>(y);
+    if (slot < 0) {
+      for (Index i = 0; i < count; ++i) out(b, head, first + i) = T(0.0f);
+      return;
     }
+    alignas(64) S x[detail::tile_channels] = {}, dt[detail::tile_channels] = {}, y[detail::tile_channels] = {};
+    for (Index i = 0; i < count; ++i) {
+      x[i] = static_cast<S>(in.x(b, head, first + i));
+      dt[i] = static_cast<S>(in.dt(b, head, first + i)) + (in.dt_bias ? in.dt_bias(head, first + i) : S(0));
+    }
+    if (options.delta_softplus)
+      for (Index i = 0; i < count; i += P::width) softplus(P::load(dt + i)).store(dt + i);
+    const T *B = in.B.pointer(b, head / heads_per_group), *C = in.C.pointer(b, head / heads_per_group);
+    for (Index i = 0; i < count; ++i)
+      y[i] = detail::step_channel(state.pointer(slot, head, first + i), in.A.pointer(head, first + i), in.A.stride(2),
+                                  B, C, dt[i], dt[i] * x[i], d_state);
+    if (in.D)
+      for (Index i = 0; i < count; ++i) y[i] += in.D(head, first + i) * x[i];
+    if (in.z) {
+      alignas(64) S z[detail::tile_channels] = {};
+      for (Index i = 0; i < count; ++i) z[i] = static_cast<S>(in.z(b, head, first + i));
+      for (Index i = 0; i < count; i += P::width) (P::load(y + i) * silu(P::load(z + i))).store(y + i);
+    }
+    for (Index i = 0; i < count; ++i) out(b, head, first + i) = static_cast<T>(y[i]);
   });
 }
 

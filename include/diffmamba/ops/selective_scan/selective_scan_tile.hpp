@@ -137,7 +137,14 @@ const S* token_row(const T* from, Index d_state, S* buffer) {
   }
 }
 
-/// B_t[n] or C_t[n] in the lanes of one register: one number per token, or constants of the channels.
+/// The same in the lanes of a whole tile, (d_state, 64).
+template <class T, class S>
+void broadcast_row(const T* from, Index d_state, S* to) {
+  for (Index n = 0; n < d_state; ++n) std::fill_n(to + n * tile_channels, tile_channels, static_cast<S>(from[n]));
+}
+
+/// B_t[n] or C_t[n] in the lanes of one register. With PerToken both are rows of d_state numbers, as nearly always;
+/// else both are (d_state, 64), because one of them is a constant of the channels.
 template <bool PerToken, class S>
 Packet<S> projection(const S* row, Index n, Index lane) {
   if constexpr (PerToken)
@@ -148,7 +155,7 @@ Packet<S> projection(const S* row, Index n, Index lane) {
 
 /// One token of `Count` registers of channels from `lane` on: every state moves from `before` to `after`, which may be
 /// the same, and y, which comes in as D u, collects sum_n C[n] h[n]. Backward also keeps the decays.
-template <int Count, bool BPerToken, bool CPerToken, bool KeepDecay, class S>
+template <int Count, bool PerToken, bool KeepDecay, class S>
 inline void advance_lanes(Index lane, Index d_state, const S* A_log2e, const S* B, const S* C, const S* dt,
                           const S* dt_u, const S* before, S* after, std::type_identity_t<S>* decays, S* y) {
   using P = Packet<S>;
@@ -162,24 +169,24 @@ inline void advance_lanes(Index lane, Index d_state, const S* A_log2e, const S* 
     for (int k = 0; k < Count; ++k) {
       const Index i = lane + k * P::width, at = n * tile_channels + i;
       const P a = element::decay(dt_i[k], P::load(A_log2e + at));
-      const P h = element::advance(P::load(before + at), a, dt_u_i[k], projection<BPerToken>(B, n, i));
+      const P h = element::advance(P::load(before + at), a, dt_u_i[k], projection<PerToken>(B, n, i));
       if constexpr (KeepDecay) a.store(decays + at);
       h.store(after + at);
-      y_i[k] = multiply_add(h, projection<CPerToken>(C, n, i), y_i[k]);
+      y_i[k] = multiply_add(h, projection<PerToken>(C, n, i), y_i[k]);
     }
   }
   for (int k = 0; k < Count; ++k) y_i[k].store(y + lane + k * P::width);
 }
 
-template <bool BPerToken, bool CPerToken, bool KeepDecay, class S>
+template <bool PerToken, bool KeepDecay, class S>
 void advance_token(Index lanes, Index d_state, const S* A_log2e, const S* B, const S* C, const S* dt, const S* dt_u,
                    const S* before, S* after, std::type_identity_t<S>* decays, S* y) {
   constexpr Index width = Packet<S>::width;
   Index lane = 0;
   for (; lane + 2 * width <= lanes; lane += 2 * width)
-    advance_lanes<2, BPerToken, CPerToken, KeepDecay>(lane, d_state, A_log2e, B, C, dt, dt_u, before, after, decays, y);
+    advance_lanes<2, PerToken, KeepDecay>(lane, d_state, A_log2e, B, C, dt, dt_u, before, after, decays, y);
   if (lane < lanes)
-    advance_lanes<1, BPerToken, CPerToken, KeepDecay>(lane, d_state, A_log2e, B, C, dt, dt_u, before, after, decays, y);
+    advance_lanes<1, PerToken, KeepDecay>(lane, d_state, A_log2e, B, C, dt, dt_u, before, after, decays, y);
 }
 
 /// Temporary memory of the tiles: one part for each thread that may run, cut from a workspace.
@@ -204,14 +211,5 @@ class Scratch {
   Index per_thread_, threads_;
   S* memory_;
 };
-
-/// Calls body(B per token?, C per token?) with two std::bool_constant.
-template <class T, class Body>
-void with_forms(const Inputs<T>& in, Body&& body) {
-  if (in.B && in.C) return body(std::true_type{}, std::true_type{});
-  if (in.B) return body(std::true_type{}, std::false_type{});
-  if (in.C) return body(std::false_type{}, std::true_type{});
-  return body(std::false_type{}, std::false_type{});
-}
 
 }  // namespace diffmamba::selective_scan::detail

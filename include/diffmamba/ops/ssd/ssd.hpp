@@ -51,7 +51,7 @@ struct Inputs {
 
 /// Where forward writes. out may be the memory of x or z (if no backward follows).
 template <class T, Device DeviceType = cpu>
-struct Outputs {
+struct OutputViews {
   RequiredView<T, 4, DeviceType> out;                     // (batch, length, nheads, headdim)
   View<accumulate_t<T>, 4, DeviceType> final_state = {};  // (batch, nheads, headdim, d_state)
 };
@@ -66,7 +66,7 @@ struct Saved {
 
 /// What the returning form of forward returns.
 template <class T, Device DeviceType = cpu>
-struct Result {
+struct Outputs {
   Tensor<T, 4, DeviceType> out;                        // (batch, length, nheads, headdim)
   Tensor<accumulate_t<T>, 4, DeviceType> final_state;  // (batch, nheads, headdim, d_state)
   Saved<T, DeviceType> saved;
@@ -213,7 +213,7 @@ void check(const Inputs<T, DeviceType>& in, const Options& options) {
 }
 
 template <class T, Device DeviceType>
-void check(const Inputs<T, DeviceType>& in, const Options& options, const Outputs<T, DeviceType>& outputs) {
+void check(const Inputs<T, DeviceType>& in, const Options& options, const OutputViews<T, DeviceType>& outputs) {
   check(in, options);
   const auto [batch, length, nheads, headdim, ngroups, d_state] = sizes(in);
   require_operand("ssd", "out", outputs.out, in.x.extents());
@@ -268,7 +268,7 @@ void check(const StepInputs<T, DeviceType>& in, const View<accumulate_t<T>, 4, D
 }
 
 // ssd_forward.hpp
-//   Result forward(in, options = {});
+//   Outputs forward(in, options = {});
 //   void forward(in, options, outputs, Saved* saved, workspace);            saved null: inference
 //   std::size_t workspace_bytes(in, options);                               of forward
 // ssd_backward.hpp

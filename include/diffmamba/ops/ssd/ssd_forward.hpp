@@ -163,10 +163,11 @@ std::size_t workspace_bytes(const Inputs<T>& in, const Options& options) {
 /// Writes into the caller's memory; a `saved` of the right shape keeps its memory, so that nothing is allocated.
 /// Without `saved` no backward can follow. Throws Error.
 template <class T>
-void forward(const Inputs<T>& in, const Options& options, const std::type_identity_t<Outputs<T>>& outputs,
+void forward(const Inputs<T>& in, const Options& options, const std::type_identity_t<OutputViews<T>>& outputs,
              std::type_identity_t<Saved<T>>* saved, Workspace<cpu>& workspace) {
   using A = accumulate_t<T>;
   check(in, options, outputs);
+  ++forward_count().ssd;
   const detail::Plan<A> plan(sizes(in), options);
   View<A, 5> states;
   if (saved != nullptr) {
@@ -179,10 +180,10 @@ void forward(const Inputs<T>& in, const Options& options, const std::type_identi
 
 /// The same with memory from the arena.
 template <class T>
-Result<T> forward(const Inputs<T>& in, const Options& options = {}) {
+Outputs<T> forward(const Inputs<T>& in, const Options& options = {}) {
   check(in, options);
   const auto [batch, length, nheads, headdim, ngroups, d_state] = sizes(in);
-  Result<T> result;
+  Outputs<T> result;
   result.out = Tensor<T, 4>::uninitialized(in.x.extents());
   result.final_state = Tensor<accumulate_t<T>, 4>::uninitialized(Extents{batch, nheads, headdim, d_state});
   Workspace<cpu> workspace(workspace_bytes(in, options));

@@ -32,7 +32,7 @@ struct Inputs {
 template <class T, Device DeviceType = cpu>
 using Saved = ssd::Saved<T, DeviceType>;
 template <class T, Device DeviceType = cpu>
-using Result = ssd::Result<T, DeviceType>;
+using Outputs = ssd::Outputs<T, DeviceType>;
 template <class T, Device DeviceType = cpu>
 using OutputGradients = ssd::OutputGradients<T, DeviceType>;
 
@@ -63,12 +63,12 @@ ssd::detail::Problem<T> problem(const Inputs<T>& in, const ssd::Options& options
 
 /// Throws Error, naming the argument and both shapes.
 template <class T>
-Result<T> forward(const Inputs<T>& in, const Options& minimal_options = {}) {
+Outputs<T> forward(const Inputs<T>& in, const Options& minimal_options = {}) {
   using A = accumulate_t<T>;
   const ssd::Options options{.chunk_size = minimal_options.block_len};
   check(in, options);
   const ssd::detail::Plan<A> plan(sizes(in), options);
-  Result<T> result;
+  Outputs<T> result;
   result.out = Tensor<T, 4>::uninitialized(in.x.extents());
   result.final_state = Tensor<A, 4>::uninitialized(Extents{plan.batch, plan.nheads, plan.headdim, plan.d_state});
   result.saved.options = options;

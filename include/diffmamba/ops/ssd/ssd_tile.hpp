@@ -4,6 +4,9 @@
 
 #include <Eigen/Core>
 
+#include <algorithm>    // std::copy_n, std::fill_n
+#include <type_traits>  // std::integral_constant, std::is_same_v
+
 #include "diffmamba/core/config.hpp"
 #include "diffmamba/device/workspace.hpp"
 
@@ -25,7 +28,7 @@ template <class A>
 inline constexpr Index packet_size = static_cast<Index>(simd::packet_traits<A>::size);
 
 /// Rows of a register block: 8 x 2 packets of sums where there are 32 registers, 4 x 2 where there are 16.
-inline constexpr Index block_rows = EIGEN_ARCH_DEFAULT_NUMBER_OF_REGISTERS >= 32 ? 8 : 4;
+inline constexpr int block_rows = EIGEN_ARCH_DEFAULT_NUMBER_OF_REGISTERS >= 32 ? 8 : 4;
 
 template <class A>
 inline constexpr Index unit = packet_size<A> > block_rows ? packet_size<A> : block_rows;
@@ -56,28 +59,31 @@ class Carver {
 
 template <class A>
 void fill_zero(A* row, Index n) {
-  for (Index j = 0; j < n; ++j) row[j] = A(0);
+  std::fill_n(row, n, A(0));
 }
 
-/// Reads rows of any element type into a tile; rows up to a whole packet, as `transpose` reads them, become zero.
+/// Converts where the types differ, rounding once.
+template <class From, class To>
+void copy_row(const From* from, Index n, To* to) {
+  if constexpr (std::is_same_v<From, To>)
+    std::copy_n(from, n, to);
+  else
+    for (Index j = 0; j < n; ++j) to[j] = static_cast<To>(from[j]);
+}
+
+/// Reads rows of any element type into a tile.
 template <class A, class T>
 void load_rows(const T* from, Index from_stride, Index rows, Index columns, A* to, Index stride) {
   for (Index i = 0; i < rows; ++i) {
-    const T* a = from + i * from_stride;
-    A* b = to + i * stride;
-    for (Index j = 0; j < columns; ++j) b[j] = static_cast<A>(a[j]);
-    for (Index j = columns; j < stride; ++j) b[j] = A(0);
+    copy_row(from + i * from_stride, columns, to + i * stride);
+    fill_zero(to + i * stride + columns, stride - columns);
   }
 }
 
-/// Writes a tile to rows of any element type, rounding once.
+/// Writes a tile to rows of any element type.
 template <class T, class A>
 void store_rows(const A* from, Index stride, Index rows, Index columns, T* to, Index to_stride) {
-  for (Index i = 0; i < rows; ++i) {
-    const A* a = from + i * stride;
-    T* b = to + i * to_stride;
-    for (Index j = 0; j < columns; ++j) b[j] = static_cast<T>(a[j]);
-  }
+  for (Index i = 0; i < rows; ++i) copy_row(from + i * stride, columns, to + i * to_stride);
 }
 
 /// to_i = scale_i from_i
@@ -113,14 +119,16 @@ Packet<A> sigmoid_packet(const Packet<A>& x) {
 /// The transpose of `from`, (rows, columns) with any row stride, as a tile of padded rows.
 template <class A>
 void transpose(const A* from, Index from_stride, Index rows, Index columns, A* to, Index stride) {
-  constexpr Index w = packet_size<A>;
+  constexpr int w = static_cast<int>(packet_size<A>);
   const Index whole_rows = rows / w * w, whole_columns = columns / w * w;
   for (Index j = 0; j < whole_columns; j += w)
     for (Index i = 0; i < whole_rows; i += w) {
-      simd::PacketBlock<Packet<A>, static_cast<int>(w)> block;
-      for (Index k = 0; k < w; ++k) block.packet[k] = simd::ploadu<Packet<A>>(from + (i + k) * from_stride + j);
+      simd::PacketBlock<Packet<A>, w> block;
+#pragma GCC unroll 16
+      for (int k = 0; k < w; ++k) block.packet[k] = simd::ploadu<Packet<A>>(from + (i + k) * from_stride + j);
       simd::ptranspose(block);
-      for (Index k = 0; k < w; ++k) simd::pstoreu(to + (j + k) * stride + i, block.packet[k]);
+#pragma GCC unroll 16
+      for (int k = 0; k < w; ++k) simd::pstoreu(to + (j + k) * stride + i, block.packet[k]);
     }
   for (Index j = 0; j < columns; ++j) {
     for (Index i = j < whole_columns ? whole_rows : 0; i < rows; ++i) to[j * stride + i] = from[i * from_stride + j];
@@ -163,38 +171,39 @@ struct Into {
 };
 
 /// A register block of the result: Rows x Packets packets of sums. Element (i, k) of the first factor is at
-/// a[i stride + k], or for a transposed one at a[k stride + i].
-template <class A, bool Transposed, Index Rows, Index Packets>
+/// a[i stride + k], or for a transposed one at a[k stride + i]. The loops over registers are unrolled by order: -O2
+/// alone would keep the sums in memory.
+template <class A, bool Transposed, int Rows, int Packets>
 inline void product_block(Index depth, const A* a, Index a_stride, const A* b, Index b_stride, A* c, Index c_stride,
                           const Into<A>& into, Index row) {
-  constexpr Index w = packet_size<A>;
+  constexpr int w = static_cast<int>(packet_size<A>), blocks = Rows * Packets;
   Packet<A> sum[Rows][Packets];
-  for (Index i = 0; i < Rows; ++i)
-    for (Index p = 0; p < Packets; ++p) sum[i][p] = simd::pset1<Packet<A>>(A(0));
+#pragma GCC unroll 16
+  for (int e = 0; e < blocks; ++e) sum[e / Packets][e % Packets] = simd::pset1<Packet<A>>(A(0));
   for (Index k = 0; k < depth; ++k) {
     Packet<A> right[Packets];
-    for (Index p = 0; p < Packets; ++p) right[p] = simd::ploadu<Packet<A>>(b + k * b_stride + p * w);
-    for (Index i = 0; i < Rows; ++i) {
+#pragma GCC unroll 2
+    for (int p = 0; p < Packets; ++p) right[p] = simd::ploadu<Packet<A>>(b + k * b_stride + p * w);
+#pragma GCC unroll 8
+    for (int i = 0; i < Rows; ++i) {
       const Packet<A> left = simd::pset1<Packet<A>>(Transposed ? a[k * a_stride + i] : a[i * a_stride + k]);
-      for (Index p = 0; p < Packets; ++p) sum[i][p] = simd::pmadd(left, right[p], sum[i][p]);
+#pragma GCC unroll 2
+      for (int p = 0; p < Packets; ++p) sum[i][p] = simd::pmadd(left, right[p], sum[i][p]);
     }
   }
-  if (into.scale != nullptr)
-    for (Index i = 0; i < Rows; ++i)
-      for (Index p = 0; p < Packets; ++p)
-        sum[i][p] = simd::pmul(sum[i][p], simd::pset1<Packet<A>>(into.scale[row + i]));
-  if (into.keep != A(0)) {
-    const Packet<A> keep = simd::pset1<Packet<A>>(into.keep);
-    for (Index i = 0; i < Rows; ++i)
-      for (Index p = 0; p < Packets; ++p)
-        sum[i][p] = simd::pmadd(keep, simd::ploadu<Packet<A>>(c + i * c_stride + p * w), sum[i][p]);
+#pragma GCC unroll 16
+  for (int e = 0; e < blocks; ++e) {
+    const int i = e / Packets, p = e % Packets;
+    A* to = c + i * c_stride + p * w;
+    Packet<A> value = sum[i][p];
+    if (into.scale != nullptr) value = simd::pmul(value, simd::pset1<Packet<A>>(into.scale[row + i]));
+    if (into.keep != A(0)) value = simd::pmadd(simd::pset1<Packet<A>>(into.keep), simd::ploadu<Packet<A>>(to), value);
+    simd::pstoreu(to, value);
   }
-  for (Index i = 0; i < Rows; ++i)
-    for (Index p = 0; p < Packets; ++p) simd::pstoreu(c + i * c_stride + p * w, sum[i][p]);
 }
 
 /// One block of rows of the result.
-template <class A, bool Transposed, Index Rows>
+template <class A, bool Transposed, int Rows>
 inline void product_rows(Index row, Index columns, Index begin, Index end, const A* a, Index a_stride, const A* b,
                          Index b_stride, A* c, Index c_stride, const Into<A>& into) {
   constexpr Index w = packet_size<A>;
@@ -216,7 +225,7 @@ inline void product_rows(Index row, Index columns, Index begin, Index end, const
 template <bool Transposed, class A>
 void product(Part part, Index rows, Index columns, Index depth, const A* a, Index a_stride, const A* b, Index b_stride,
              A* c, Index c_stride, Into<A> into = {}) {
-  const auto block = [&]<Index Rows>(std::integral_constant<Index, Rows>, Index row) {
+  const auto block = [&]<int Rows>(std::integral_constant<int, Rows>, Index row) {
     const Index last = row + Rows;
     const Index needed = part == Part::lower_result && last < columns ? last : columns;
     const Index begin = part == Part::upper_factor ? row : 0;
@@ -224,10 +233,10 @@ void product(Part part, Index rows, Index columns, Index depth, const A* a, Inde
     product_rows<A, Transposed, Rows>(row, needed, begin, end, a, a_stride, b, b_stride, c, c_stride, into);
   };
   Index row = 0;
-  for (; row + block_rows <= rows; row += block_rows) block(std::integral_constant<Index, block_rows>{}, row);
+  for (; row + block_rows <= rows; row += block_rows) block(std::integral_constant<int, block_rows>{}, row);
   if constexpr (block_rows == 8)
-    if (row + 4 <= rows) block(std::integral_constant<Index, 4>{}, row), row += 4;
-  for (; row < rows; ++row) block(std::integral_constant<Index, 1>{}, row);
+    if (row + 4 <= rows) block(std::integral_constant<int, 4>{}, row), row += 4;
+  for (; row < rows; ++row) block(std::integral_constant<int, 1>{}, row);
 }
 
 }  // namespace diffmamba::ssd::detail
