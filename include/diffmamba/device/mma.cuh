@@ -69,14 +69,16 @@ __device__ inline void copy_async(void* shared, const void* global, bool valid) 
   const int bytes = valid ? 16 : 0;
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(global), "r"(bytes) : "memory");
 }
-__device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+__device__ inline void commit_copies() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
 template <int Pending>
 __device__ inline void wait_for_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
 }
 
-/// A matrix of 16-bit numbers in shared memory, `Columns` a multiple of 64: units of 16 bytes are exchanged within a row
-/// by the row's number, so that eight rows of one column of units lie in different banks.
+/// A matrix of 16-bit numbers in shared memory, `Columns` a multiple of 64: units of 16 bytes are exchanged within a
+/// row by the row's number, so that eight rows of one column of units lie in different banks.
 template <int Columns>
 __device__ inline int swizzled(int row, int unit) {
   return row * Columns + ((unit ^ (row & 7)) * 8);

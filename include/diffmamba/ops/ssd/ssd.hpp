@@ -279,4 +279,9 @@ void check(const StepInputs<T, DeviceType>& in, const View<accumulate_t<T>, 4, D
 //   Tensor step(in, ssm_state, options = {});
 //   void step(in, ssm_state, options, out);
 
+/// On a GPU, inference only in this version: out and final state into the caller's memory, on the current stream.
+/// Defined in ssd_forward.cuh.
+template <class T>
+void forward(const Inputs<T, cuda>& in, const Options& options, const OutputViews<T, cuda>& outputs);
+
 }  // namespace diffmamba::ssd

@@ -9,8 +9,8 @@
 /// SSD forward on an NVIDIA GPU.
 ///
 /// The tensor-core path (16-bit types, headdim 64, d_state 64 or 128, rows aligned to 16 bytes): a block of four warps
-/// owns a head of a sequence, or a segment of it, and walks over its chunks of 64 tokens with the state in registers (in
-/// float) and one 16-bit copy of it in shared memory, so that x, B, C, dt are read once, out is written once and no
+/// owns a head of a sequence, or a segment of it, and walks over its chunks of 64 tokens with the state in registers
+/// (in float) and one 16-bit copy of it in shared memory, so that x, B, C, dt are read once, out is written once and no
 /// intermediate ever sees global memory. Per chunk, with c_i = sum of dt A up to i (in powers of two) and s = S^T:
 ///
 ///   y_i = 2^c_i C_i s  +  sum_{j <= i} 2^(c_i - c_j) dt_j (C_i . B_j) x_j  +  D x_i
@@ -38,17 +38,40 @@ struct DeviceInputs {
   Options options;
 
   explicit DeviceInputs(const Inputs<T, cuda>& in, const Options& how)
-      : x(in.x.data()), dt(in.dt.data()), B(in.B.data()), C(in.C.data()), z(in.z.data()), A(in.A.data()),
-        D(in.D ? in.D.data() : in.D_per_channel.data()), dt_bias(in.dt_bias.data()),
-        initial_state(in.initial_state.data()), x_batch(in.x.stride(0)), x_token(in.x.stride(1)),
-        x_head(in.x.stride(2)), dt_batch(in.dt.stride(0)), dt_token(in.dt.stride(1)), dt_head(in.dt.stride(2)),
-        B_batch(in.B.stride(0)), B_token(in.B.stride(1)), B_group(in.B.stride(2)), C_batch(in.C.stride(0)),
-        C_token(in.C.stride(1)), C_group(in.C.stride(2)), z_batch(in.z.stride(0)), z_token(in.z.stride(1)),
-        z_head(in.z.stride(2)), D_head(in.D ? in.D.stride(0) : in.D_per_channel.stride(0)),
-        D_channel(in.D ? 0 : in.D_per_channel.stride(1)), state_batch(in.initial_state.stride(0)),
-        state_head(in.initial_state.stride(1)), state_channel(in.initial_state.stride(2)), length(in.x.extent(1)),
-        nheads(static_cast<int>(in.x.extent(2))), headdim(static_cast<int>(in.x.extent(3))),
-        d_state(static_cast<int>(in.B.extent(3))), heads_per_group(static_cast<int>(in.x.extent(2) / in.B.extent(2))),
+      : x(in.x.data()),
+        dt(in.dt.data()),
+        B(in.B.data()),
+        C(in.C.data()),
+        z(in.z.data()),
+        A(in.A.data()),
+        D(in.D ? in.D.data() : in.D_per_channel.data()),
+        dt_bias(in.dt_bias.data()),
+        initial_state(in.initial_state.data()),
+        x_batch(in.x.stride(0)),
+        x_token(in.x.stride(1)),
+        x_head(in.x.stride(2)),
+        dt_batch(in.dt.stride(0)),
+        dt_token(in.dt.stride(1)),
+        dt_head(in.dt.stride(2)),
+        B_batch(in.B.stride(0)),
+        B_token(in.B.stride(1)),
+        B_group(in.B.stride(2)),
+        C_batch(in.C.stride(0)),
+        C_token(in.C.stride(1)),
+        C_group(in.C.stride(2)),
+        z_batch(in.z.stride(0)),
+        z_token(in.z.stride(1)),
+        z_head(in.z.stride(2)),
+        D_head(in.D ? in.D.stride(0) : in.D_per_channel.stride(0)),
+        D_channel(in.D ? 0 : in.D_per_channel.stride(1)),
+        state_batch(in.initial_state.stride(0)),
+        state_head(in.initial_state.stride(1)),
+        state_channel(in.initial_state.stride(2)),
+        length(in.x.extent(1)),
+        nheads(static_cast<int>(in.x.extent(2))),
+        headdim(static_cast<int>(in.x.extent(3))),
+        d_state(static_cast<int>(in.B.extent(3))),
+        heads_per_group(static_cast<int>(in.x.extent(2) / in.B.extent(2))),
         options(how) {}
 };
 
@@ -59,10 +82,15 @@ struct DeviceOutputs {
   accumulate_t<T>* final_state;
   Index out_batch, out_token, out_head, state_batch, state_head, state_channel;
 
-  explicit DeviceOutputs(const Outputs<T, cuda>& to)
-      : out(to.out.data()), final_state(to.final_state.data()), out_batch(to.out.stride(0)),
-        out_token(to.out.stride(1)), out_head(to.out.stride(2)), state_batch(to.final_state.stride(0)),
-        state_head(to.final_state.stride(1)), state_channel(to.final_state.stride(2)) {}
+  explicit DeviceOutputs(const OutputViews<T, cuda>& to)
+      : out(to.out.data()),
+        final_state(to.final_state.data()),
+        out_batch(to.out.stride(0)),
+        out_token(to.out.stride(1)),
+        out_head(to.out.stride(2)),
+        state_batch(to.final_state.stride(0)),
+        state_head(to.final_state.stride(1)),
+        state_channel(to.final_state.stride(2)) {}
 };
 
 /// How the length is cut, and the memory in which segments meet: (batch, nheads, segments, d_state, 64) states and
@@ -73,7 +101,8 @@ struct Segments {
   float* decays = nullptr;
 };
 
-// CUDA kernels ---------------------------------------------------------------------------------------------------------
+// CUDA kernels
+// ---------------------------------------------------------------------------------------------------------
 
 /// One thread has the sum of 2 tokens of dt A log2(e) up to its own: the chunk's c_i and dt_i, by one warp.
 template <class T>
@@ -116,8 +145,8 @@ __global__ void __launch_bounds__(128) ssd_segment_kernel(DeviceInputs<T> in, De
 
   extern __shared__ __align__(128) unsigned char shared[];
   T* const tiles = reinterpret_cast<T*>(shared);
-  constexpr int stage = 2 * Q * N + Q * P;  // C, B, x
-  T* const state_tile = tiles + 2 * stage;  // (N, P)
+  constexpr int stage = 2 * Q * N + Q * P;                                            // C, B, x
+  T* const state_tile = tiles + 2 * stage;                                            // (N, P)
   float* const decays = reinterpret_cast<float*>(state_tile + N * P) + warp * 2 * Q;  // c and dt, one copy a warp
 
   const T* const x = in.x + batch * in.x_batch + head * in.x_head;
@@ -299,8 +328,8 @@ __global__ void __launch_bounds__(128) ssd_segment_kernel(DeviceInputs<T> in, De
 #pragma unroll
       for (int m = 0; m < m_tiles; ++m) {
         // Rows of B are tokens: transposed, they are the columns of the state's left factor.
-        mma::load_matrices_transposed(
-            a[m], B_tile + swizzled<N>(k * 16 + lane % 8 + (lane / 16) * 8, (warp * (N / 4) + m * 16) / 8 + lane / 8 % 2));
+        mma::load_matrices_transposed(a[m], B_tile + swizzled<N>(k * 16 + lane % 8 + (lane / 16) * 8,
+                                                                 (warp * (N / 4) + m * 16) / 8 + lane / 8 % 2));
 #pragma unroll
         for (int r = 0; r < 4; ++r) {
           const float2 value = mma::unpack<T>(a[m][r]);
@@ -383,8 +412,8 @@ __global__ void ssd_recurrence_kernel(DeviceInputs<T> in, DeviceOutputs<T> to) {
   const A rate = in.A[head], bias = in.dt_bias != nullptr ? in.dt_bias[head] : A(0);
   const A skip = in.D != nullptr ? in.D[head * in.D_head + p * in.D_channel] : A(0);
   for (Index t = 0; t < in.length; ++t) {
-    const A step = discretize(static_cast<A>(in.dt[batch * in.dt_batch + t * in.dt_token + head * in.dt_head]), bias,
-                              in.options);
+    const A step =
+        discretize(static_cast<A>(in.dt[batch * in.dt_batch + t * in.dt_token + head * in.dt_head]), bias, in.options);
     const A kept = decay(step, rate);
     const A x = static_cast<A>(in.x[batch * in.x_batch + t * in.x_token + head * in.x_head + p]);
     const T* B = in.B + batch * in.B_batch + t * in.B_token + group * in.B_group;
@@ -405,11 +434,12 @@ __global__ void ssd_recurrence_kernel(DeviceInputs<T> in, DeviceOutputs<T> to) {
     to.final_state[batch * to.state_batch + head * to.state_head + p * to.state_channel + n] = state[n];
 }
 
-// Launchers ------------------------------------------------------------------------------------------------------------
+// Launchers
+// ------------------------------------------------------------------------------------------------------------
 
 /// Whether the tensor-core path can take the inputs.
 template <class T>
-bool tensor_cores_take(const Inputs<T, cuda>& in, const Outputs<T, cuda>& to) {
+bool tensor_cores_take(const Inputs<T, cuda>& in, const OutputViews<T, cuda>& to) {
   if constexpr (!std::is_same_v<T, bfloat16> && !std::is_same_v<T, half>) {
     return false;
   } else {
@@ -468,7 +498,7 @@ void launch_segments(const DeviceInputs<T>& in, const DeviceOutputs<T>& to, Inde
 
 /// Inference: out and final state into the caller's memory, on the current stream.
 template <class T>
-void forward(const Inputs<T, cuda>& in, const Options& options, const Outputs<T, cuda>& to) {
+void forward(const Inputs<T, cuda>& in, const Options& options, const OutputViews<T, cuda>& to) {
   check(in, options, to);
   const Sizes s = sizes(in);
   if (s.batch * s.nheads * s.headdim == 0) return;
