@@ -41,14 +41,18 @@ ours=$(build/native/bench/bench_training_step --json)
 echo "ours:    $ours"
 theirs=$($python bench/peers/training_step.py --threads "$threads" --sgemm "$sgemm" "$@")
 echo "theirs:  $theirs"
-$python - "$ours" "$theirs" <<'COMPARE'
+again=$(build/native/bench/bench_ceilings --sgemm)
+$python - "$ours" "$theirs" "$sgemm" "$again" <<'COMPARE'
 import json, sys
 
-ours, theirs = map(json.loads, sys.argv[1:])
+ours, theirs, sgemm, again = map(json.loads, sys.argv[1:])
 assert ours["parameters"] == theirs["parameters"], f"not the same model: {ours['parameters']} and {theirs['parameters']} parameters"
 print(f"ratio:   {ours['tokens_per_second'] / theirs['tokens_per_second']:.2f} times PyTorch {theirs['torch']} "
       f"({theirs['form']}, chunk {theirs['chunk']}, {theirs['mode']})")
 print(f"memory:  {ours['peak_mib_over_setup']:.0f} MiB over set-up, PyTorch {theirs['peak_mib_over_setup']:.0f} MiB")
+rates = sgemm, ours["gemm_gflops"], again
+if max(rates) > 1.15 * min(rates):
+    sys.exit(f"VOID: the machine was disturbed, its GEMM rate was {rates} GFLOP/s before, between and after")
 if theirs["void"]:
     sys.exit(f"VOID: torch's GEMM runs at {theirs['gemm_of_machine']:.0%} of the machine's")
 COMPARE

@@ -189,6 +189,18 @@ TEST_CASE("one flat array for all parameters, one for all gradients") {
   CHECK(relative_error(dm::infer(copied, x.view()), before) == 0);
 }
 
+TEST_CASE("Saved takes what its header states") {
+  // d_inner 32, 4 heads, 1 group, state 16, of two paths: x, gated, zxbcdt, convolution, scan, norms, states of the
+  // scan's chunks of 64; then the difference and its norm.
+  const Index paths = 32 + 2 * 32 + 2 * (2 * 32 + 2 * 16 + 4) + 2 * (32 + 2 * 16) + 2 * 32 + 2 + 2 * 4 * 8 * 16 / 64;
+  dm::DiffMamba2<float>::Options options{.mixer = {.d_model = 32, .d_state = 16, .expand = 1, .headdim = 8}};
+  check_mixer_saved<dm::DiffMamba2<float>>(options, 2, 128, paths + 32 + 1);
+  options.differential.norm = dm::Norm::before;
+  check_mixer_saved<dm::DiffMamba2<float>>(options, 2, 128, paths + 2 * 32 + 3);
+  options.differential.norm = dm::Norm::none;
+  check_mixer_saved<dm::DiffMamba2<float>>(options, 2, 128, paths);
+}
+
 TEST_CASE("lambda starts as published, or with unit variance") {
   const auto spread = [](dm::LambdaInit how, dm::Lambda form) {
     double square = 0;

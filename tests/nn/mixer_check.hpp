@@ -163,6 +163,20 @@ void check_mixer_types(const typename M<double, cpu>::Options& options, Index ba
   }
 }
 
+/// After forward, x and Saved together hold `per_token` elements for each token: what the mixer's header states.
+template <class M>
+void check_mixer_saved(const typename M::Options& options, Index batch, Index length, Index per_token) {
+  using T = typename M::value_type;
+  const M mixer = stirred<M>(options);
+  typename M::Saved saved;
+  const auto before = arena<cpu>().bytes_in_use();
+  mixer.forward(random_tensor<T>(Extents{batch, length, d_model_of(mixer)}, 1), saved);
+  const auto bytes = static_cast<double>(arena<cpu>().bytes_in_use() - before);
+  const auto stated = static_cast<double>(sizeof(T)) * static_cast<double>(per_token * batch * length);
+  CHECK(bytes <= 1.01 * stated + 8 * 4096);  // blocks are rounded up
+  CHECK(bytes >= 0.99 * stated);
+}
+
 /// What a training step of a mixer calls: matrix products forwards and backwards, convolutions, scans.
 struct Calls {
   Index forward_products, backward_products, convolutions, scans;
