@@ -130,7 +130,10 @@ configure() {
   find_cmake
   find_compiler
   local launcher=()
-  command -v ccache >/dev/null && launcher=(-DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
+  if command -v ccache >/dev/null; then
+    launcher=(-DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
+    export CCACHE_BASEDIR=$root CCACHE_NOHASHDIR=1  # another clone of the same sources finds what this one compiled
+  fi
   cmake -S "$root" -B "$folder" -G Ninja -DCMAKE_BUILD_TYPE=Release "${launcher[@]}" "$@"
 }
 
@@ -138,5 +141,5 @@ configure() {
 build() {
   local folder=$root/build/$1
   shift
-  cmake --build "$folder" -j "$(jobs)" ${1:+--target "$@"}
+  cmake --build "$folder" -j "$(jobs)" ${1:+--target "$@"} -- -k 0  # show every mistake at once
 }
