@@ -17,7 +17,8 @@ using test::tolerance;
 TEST_CASE("broadcasting against the plain definition") {
   using T = float;
   const auto check = [](auto ea, auto eb) {
-    const auto a = random_tensor<T>(ea, 1), b = random_tensor<T>(eb, 2);
+    const auto a = random_tensor<T>(ea, 1);
+    const auto b = random_tensor<T>(eb, 2);
     constexpr int rank = std::max(decltype(a)::rank, decltype(b)::rank);
     INFO("shapes ", ea, " and ", eb);
     Tensor<T, rank> y = a - b * 2;

@@ -39,7 +39,7 @@ Tensor<double, Rank> plain_sum(const Tensor<double, Rank>& x, const bool (&reduc
 }
 
 template <class T>
-constexpr double tolerance = std::is_same_v<T, double> ? 1e-13 : 3e-6;
+constexpr double tolerance = std::is_same_v<T, double> ? 1e-13 : 1e-5;  // without SIMD a sum has only four strands
 
 template <class T, int Rank, int... Axes>
 void check_sum(const Extents<Rank>& extents, AxisList<Axes...> axes, const bool (&reduced)[Rank]) {
