@@ -134,7 +134,9 @@ configure() {
     launcher=(-DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
     export CCACHE_BASEDIR=$root CCACHE_NOHASHDIR=1  # another clone of the same sources finds what this one compiled
   fi
-  cmake -S "$root" -B "$folder" -G Ninja -DCMAKE_BUILD_TYPE=Release "${launcher[@]}" "$@"
+  local type=(-DCMAKE_BUILD_TYPE=Release)
+  [[ " $* " == *" --preset "* ]] && type=()  # a preset says itself
+  cmake -S "$root" -B "$folder" -G Ninja "${type[@]}" "${launcher[@]}" "$@"
 }
 
 # build FOLDER [TARGET...]
