@@ -3,20 +3,21 @@
 #include "diffmamba/nn/differential.hpp"
 
 #include "nn/mixer_check.hpp"
+#include "nn/tiny_mixer.hpp"
 
 namespace dm = diffmamba;
 using namespace diffmamba::test;
 using dm::Index;
-using Double = dm::DiffMamba2<double>;
+using Double = dm::Differential<Tiny<double>>;
 
 static_assert(dm::Mixer<Double>);
-static_assert(Double::name() == "diff_mamba2");
+static_assert(Double::name() == "diff_tiny");
 static_assert(dm::DiffMamba<float>::name() == "diff_mamba");
+static_assert(dm::DiffMamba2<float>::name() == "diff_mamba2");
 
 namespace {
 
-const dm::Mamba2Options small{
-    .d_model = 6, .d_state = 3, .d_conv = 3, .expand = 1, .headdim = 3, .chunk_size = 4, .dt_min = 0.1, .dt_max = 1.0};
+const TinyOptions small{.d_model = 6, .expand = 1};
 
 Double::Options variant(dm::Norm norm, dm::Lambda lambda) {
   return {.mixer = small,
@@ -52,7 +53,7 @@ TEST_CASE("every norm with every lambda: the formula, from two plain mixers") {
       CAPTURE(dm::name_of(form));
       const auto options = variant(norm, form);
       const auto mixer = stirred<Double>(options);
-      dm::Mamba2<double> m1(small), m2(small);
+      Tiny<double> m1(small), m2(small);
       take(m1, mixer, "m1.");
       take(m2, mixer, "m2.");
       std::vector<double> norm_weight(6, 1.0), subln_weight(6, 1.0), q1, k1, q2, k2;
@@ -107,13 +108,10 @@ TEST_CASE("gradients of every parameter and of x, every norm with every lambda")
     }
 }
 
-TEST_CASE("gradients with biases, groups, initial states and an MLP beside the scan") {
-  for (const auto norm : {dm::Norm::after, dm::Norm::before}) {
-    const auto rich = with([&](auto& o) {
-      o.differential.norm = norm;
-      o.mixer.expand = 2, o.mixer.d_ssm = 8, o.mixer.headdim = 2, o.mixer.ngroups = 2;
-      o.mixer.bias = true, o.mixer.learnable_init_states = true;
-    });
+TEST_CASE("gradients with biases") {
+  for (const auto norm : {dm::Norm::after, dm::Norm::before, dm::Norm::none}) {
+    CAPTURE(dm::name_of(norm));
+    const auto rich = with([&](auto& o) { o.differential.norm = norm, o.mixer.bias = true, o.mixer.expand = 2; });
     check_mixer_gradients<Double>(rich, 2, 4);
     check_mixer_decoding<Double>(rich, 2, 9);
   }
@@ -126,39 +124,78 @@ TEST_CASE("steps, prefill in pieces and forward agree") {
   }
 }
 
-TEST_CASE("float follows double; one and two threads give the same bits") {
-  check_mixer_types<dm::DiffMamba2>(with([](auto& o) { o.mixer.d_model = 24, o.mixer.headdim = 8; }), 3, 70, 5e-4);
+TEST_CASE("one and two threads give the same bits") {
+  for (const auto norm : norms) check_mixer_threads<Double>(variant(norm, dm::Lambda::sigmoid_per_channel), 3, 70);
 }
 
-TEST_CASE("both paths: one input product, one convolution, one scan; one output product with the norm after or none") {
+TEST_CASE("a mixer without paths is called twice and gives the same") {
+  using Twice = dm::Differential<Plain<double>>;
+  static_assert(Twice::name() == "diff_plain");
+  for (const auto norm : norms) {
+    CAPTURE(dm::name_of(norm));
+    const auto options = with([&](auto& o) { o.differential.norm = norm, o.mixer.bias = true; });
+    auto one = stirred<Double>(options);
+    Twice two(options);
+    take(two, one, "");
+    const auto x = random_tensor<double>(dm::Extents{2, 9, 6}, 1), dout = random_tensor<double>(x.extents(), 2);
+    Double::Saved one_saved;
+    Twice::Saved two_saved;
+    CHECK(relative_error(two.forward(x, two_saved), one.forward(x, one_saved)) < 1e-12);
+    CHECK(relative_error(two.backward(dout, two_saved), one.backward(dout, one_saved)) < 1e-12);
+    std::vector<double> want, got;
+    const auto append = [](std::vector<double>& to, const auto& tensor) {
+      to.insert(to.end(), tensor.begin(), tensor.end());
+    };
+    one.visit([&](std::string_view, auto& p) { append(want, p.gradient_to_tensor()); });
+    two.visit([&](std::string_view, auto& p) { append(got, p.gradient_to_tensor()); });
+    REQUIRE(got.size() == want.size());
+    for (std::size_t i = 0; i < got.size(); ++i) CHECK(got[i] == doctest::Approx(want[i]).epsilon(1e-10));
+    check_mixer_decoding<Twice>(options, 2, 7);
+  }
+}
+
+TEST_CASE("both paths are one input product and, with the norm after or none, one output product") {
   const auto calls = [](dm::Norm norm, dm::Lambda lambda) { return calls_of<Double>(variant(norm, lambda), 2, 40); };
-  // A projection is one product forwards and two backwards. What the scan multiplies is inside its own tiles.
-  CHECK(calls_of<dm::Mamba2<double>>(small, 2, 40) == Calls{2, 4, 1, 1});
-  CHECK(calls(dm::Norm::after, dm::Lambda::sigmoid_sum) == Calls{2, 4, 1, 1});
-  CHECK(calls(dm::Norm::none, dm::Lambda::sigmoid_per_channel) == Calls{2, 4, 1, 1});
-  CHECK(calls(dm::Norm::before, dm::Lambda::sigmoid_sum) == Calls{3, 6, 1, 1});
-  CHECK(calls(dm::Norm::before_and_after, dm::Lambda::sigmoid_sum) == Calls{3, 6, 1, 1});
+  // A projection is one product forwards and two backwards. With a norm before each path has its own output products,
+  // here two of them, as there are two roles.
+  CHECK(calls_of<Tiny<double>>(small, 2, 40) == Calls{2, 4, 0, 0});
+  CHECK(calls(dm::Norm::after, dm::Lambda::sigmoid_sum) == Calls{2, 4, 0, 0});
+  CHECK(calls(dm::Norm::none, dm::Lambda::sigmoid_per_channel) == Calls{2, 4, 0, 0});
+  CHECK(calls(dm::Norm::before, dm::Lambda::sigmoid_sum) == Calls{1 + 4, 2 + 8, 0, 0});
+  CHECK(calls(dm::Norm::before_and_after, dm::Lambda::sigmoid_sum) == Calls{1 + 4, 2 + 8, 0, 0});
 }
 
 TEST_CASE("official names; published defaults") {
-  CHECK(Double::options(16, 3).differential.lambda == dm::Lambda::sigmoid_sum);
+  using Published = dm::DiffMamba2<double>;
+  CHECK(Published::options(16, 3).differential.lambda == dm::Lambda::sigmoid_sum);
   CHECK(dm::DiffMamba<double>::options(16, 3).differential.lambda == dm::Lambda::exponential);
-  CHECK(Double::options(16, 3).differential.depth == 3);
-  CHECK(Double::options(16, 3).mixer.expand == 1);
-  Double named(with([](auto& o) { o.mixer.bias = true; }));
+  CHECK(Published::options(16, 3).differential.depth == 3);
+  CHECK(Published::options(16, 3).mixer.expand == 1);
+  Double named(with([](auto& o) { o.mixer.bias = true, o.differential.norm = dm::Norm::before_and_after; }));
   std::vector<std::string> names;
   named.visit([&](std::string_view name, auto& parameter) {
     std::ostringstream line;
     line << name << dm::shape(parameter) << (parameter.decay() == dm::Decay::yes ? " decays" : "");
     names.push_back(line.str());
   });
-  REQUIRE(names.size() == 22);
-  CHECK(names[0] == "m1.in_proj.weight(20, 6) decays");
-  CHECK(names[8] == "m1.out_proj.weight(6, 6) decays");
-  CHECK(names[9] == "m1.out_proj.bias(6)");
-  CHECK(names[10] == "m2.in_proj.weight(20, 6) decays");
-  CHECK(names[20] == "lambda_q1(6)");
-  CHECK(names[21] == "subln.weight(6)");
+  CHECK(names == std::vector<std::string>{"m1.in_proj.weight(8, 6) decays", "m1.out_proj.weight(6, 8) decays",
+                                          "m1.out_proj.bias(6)", "m2.in_proj.weight(8, 6) decays",
+                                          "m2.out_proj.weight(6, 8) decays", "m2.out_proj.bias(6)", "lambda_q1(6)",
+                                          "norm.weight(6)", "subln.weight(6)"});
+}
+
+TEST_CASE("mistakes say what is wrong") {
+  CHECK(error_of([] { Double mixer(with([](auto& o) { o.differential.depth = -1; })); }) ==
+        "lambda_init: depth is -1, expected 0 or more");
+  CHECK(error_of([] { Double mixer(with([](auto& o) { o.differential.lambda_size = -1; })); }) ==
+        "diff_tiny: lambda_size is -1, expected 0 (the default) or more");
+  CHECK(error_of([] { dm::parse_enum<dm::Norm>("afterwards"); }) ==
+        "\"afterwards\" is none of after, before, before_and_after, none");
+  auto mixer = stirred<Double>(with([](auto&) {}));
+  Double::Saved saved;
+  const auto dout = random_tensor<double>(dm::Extents{1, 2, 6}, 1);
+  CHECK(error_of([&] { mixer.backward(dout, saved); }) ==
+        "diff_tiny: backward without a forward before it; every Saved serves once");
 }
 
 TEST_CASE("one flat array for all parameters, one for all gradients") {
@@ -168,7 +205,7 @@ TEST_CASE("one flat array for all parameters, one for all gradients") {
   auto flat = dm::bind(mixer);
   dm::bind_gradients(mixer, flat);
   CHECK(relative_error(dm::infer(mixer, x.view()), before) == 0);
-  // 2 * (20*6 + 12*3 + 12 + 3*2 + 6 + 6*6) + 6 + 6 numbers, in pieces that begin at multiples of 64 bytes.
+  // Pieces begin at multiples of 64 bytes.
   Index size = 0;
   for (const auto& segment : flat.segments) {
     CHECK(segment.offset % 8 == 0);
@@ -187,18 +224,6 @@ TEST_CASE("one flat array for all parameters, one for all gradients") {
   auto copied = mixer;
   for (Index i = 0; i < flat.size; ++i) flat.values()(i) = 0;
   CHECK(relative_error(dm::infer(copied, x.view()), before) == 0);
-}
-
-TEST_CASE("Saved takes what its header states") {
-  // d_inner 32, 4 heads, 1 group, state 16, of two paths: x, gated, zxbcdt, convolution, scan, norms, states of the
-  // scan's chunks of 64; then the difference and its norm.
-  const Index paths = 32 + 2 * 32 + 2 * (2 * 32 + 2 * 16 + 4) + 2 * (32 + 2 * 16) + 2 * 32 + 2 + 2 * 4 * 8 * 16 / 64;
-  dm::DiffMamba2<float>::Options options{.mixer = {.d_model = 32, .d_state = 16, .expand = 1, .headdim = 8}};
-  check_mixer_saved<dm::DiffMamba2<float>>(options, 2, 128, paths + 32 + 1);
-  options.differential.norm = dm::Norm::before;
-  check_mixer_saved<dm::DiffMamba2<float>>(options, 2, 128, paths + 2 * 32 + 3);
-  options.differential.norm = dm::Norm::none;
-  check_mixer_saved<dm::DiffMamba2<float>>(options, 2, 128, paths);
 }
 
 TEST_CASE("lambda starts as published, or with unit variance") {
