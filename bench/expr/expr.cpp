@@ -20,6 +20,7 @@ namespace {
 using Array = Eigen::Array<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 using Map = Eigen::Map<Array>;
 using Row = Eigen::Map<Eigen::Array<float, 1, Eigen::Dynamic>>;
+using Bfloat = diffmamba::bfloat16;  // OpenBLAS has a global type of this name
 using BfloatRow = Eigen::Map<Eigen::Array<Eigen::bfloat16, 1, Eigen::Dynamic>>;
 
 template <class T, int Rank>
@@ -176,10 +177,10 @@ void rows_normalised(benchmark::State& state) {
 }
 void bfloat_silu_times_row(benchmark::State& state) {
   Operands o(state);
-  auto x = normal<bfloat16>(Extents{o.rows, o.columns}, 1);
-  auto w = normal<bfloat16>(Extents{o.columns}, 2);
+  auto x = normal<Bfloat>(Extents{o.rows, o.columns}, 1);
+  auto w = normal<Bfloat>(Extents{o.columns}, 2);
   Tensor<bfloat16, 2> y({o.rows, o.columns});
-  const auto row = [&](bfloat16* p) { return BfloatRow(reinterpret_cast<Eigen::bfloat16*>(p), o.columns); };
+  const auto row = [&](Bfloat* p) { return BfloatRow(reinterpret_cast<Eigen::bfloat16*>(p), o.columns); };
   compare(
       state, x.size(), [&] { y = silu(x) * w + 0.5f; },
       [&] {
@@ -192,9 +193,9 @@ void bfloat_silu_times_row(benchmark::State& state) {
 }
 void bfloat_multiply_add(benchmark::State& state) {
   Operands o(state);
-  auto x = normal<bfloat16>(Extents{o.rows, o.columns}, 1), a = normal<bfloat16>(Extents{o.rows, o.columns}, 2);
+  auto x = normal<Bfloat>(Extents{o.rows, o.columns}, 1), a = normal<Bfloat>(Extents{o.rows, o.columns}, 2);
   Tensor<bfloat16, 2> y({o.rows, o.columns});
-  const auto row = [&](bfloat16* p) { return BfloatRow(reinterpret_cast<Eigen::bfloat16*>(p), o.columns); };
+  const auto row = [&](Bfloat* p) { return BfloatRow(reinterpret_cast<Eigen::bfloat16*>(p), o.columns); };
   compare(
       state, x.size(), [&] { y = x * a + x; },
       [&] {
