@@ -179,7 +179,7 @@ void bfloat_silu_times_row(benchmark::State& state) {
   Operands o(state);
   auto x = normal<Bfloat>(Extents{o.rows, o.columns}, 1);
   auto w = normal<Bfloat>(Extents{o.columns}, 2);
-  Tensor<bfloat16, 2> y({o.rows, o.columns});
+  Tensor<Bfloat, 2> y({o.rows, o.columns});
   const auto row = [&](Bfloat* p) { return BfloatRow(reinterpret_cast<Eigen::bfloat16*>(p), o.columns); };
   compare(
       state, x.size(), [&] { y = silu(x) * w + 0.5f; },
@@ -194,7 +194,7 @@ void bfloat_silu_times_row(benchmark::State& state) {
 void bfloat_multiply_add(benchmark::State& state) {
   Operands o(state);
   auto x = normal<Bfloat>(Extents{o.rows, o.columns}, 1), a = normal<Bfloat>(Extents{o.rows, o.columns}, 2);
-  Tensor<bfloat16, 2> y({o.rows, o.columns});
+  Tensor<Bfloat, 2> y({o.rows, o.columns});
   const auto row = [&](Bfloat* p) { return BfloatRow(reinterpret_cast<Eigen::bfloat16*>(p), o.columns); };
   compare(
       state, x.size(), [&] { y = x * a + x; },
