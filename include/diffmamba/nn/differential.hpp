@@ -87,13 +87,10 @@ class Differential : public Module<Differential<MixerType>> {
   /// "diff_mamba2" of "mamba2".
   static constexpr std::string_view name() { return {name_.data(), name_.size()}; }
   /// What was published for this mixer: half the width, so that both paths together have the parameters of one.
-  static Options options(Index d_model, Index depth) requires requires(typename MixerType::Options o) { o.expand = 1; }
-  {
-    return {.mixer = {.d_model = d_model, .expand = 1},
-            .differential = {.depth = depth, .lambda = published_lambda<MixerType>}};
-  }
   static Options options(Index d_model, Index depth) {
-    return {.mixer = mixer_options<MixerType>(d_model, depth), .differential = {.depth = depth}};
+    auto mixer = mixer_options<MixerType>(d_model, depth);
+    if constexpr (requires { mixer.expand = 1; }) mixer.expand = 1;
+    return {.mixer = mixer, .differential = {.depth = depth, .lambda = published_lambda<MixerType>}};
   }
 
   explicit Differential(const Options& o) : Differential(o.mixer, o.differential) {}
