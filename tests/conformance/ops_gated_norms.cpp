@@ -35,11 +35,11 @@ void gated_norm(Case& golden) {
 
   if (!golden.has("gout.out")) return;
   const auto dout = golden.tensor<T, 3>("gout.out", rows);
-  const auto backward = [&] {
+  const auto backward = [&in, &kept = saved, &dout] {  // clang with OpenMP captures no structured bindings
     if constexpr (Layer)
-      return gated_layer_norm::backward(in, saved, {.dout = dout});
+      return gated_layer_norm::backward(in, kept, {.dout = dout});
     else
-      return gated_rms_norm::backward(in, saved, {.dout = dout});
+      return gated_rms_norm::backward(in, kept, {.dout = dout});
   };
   const gated_rms_norm::Gradients<T> d = backward();
   golden.gradient_elements("in.x", d.dx);

@@ -56,11 +56,11 @@ void add_norm(Case& golden) {
   const auto dresidual_out = golden.optional<T, 3>("gout.residual_out", rows);
   if (!dout && !dout1 && !dresidual_out) return;
   const rms_norm::OutputGradients<T> upstream{.dout = dout, .dout1 = dout1, .dresidual_out = dresidual_out};
-  const auto backward = [&] {
+  const auto backward = [&in, &kept = saved, &upstream] {  // clang with OpenMP captures no structured bindings
     if constexpr (Layer)
-      return layer_norm::backward(in, saved, upstream);
+      return layer_norm::backward(in, kept, upstream);
     else
-      return rms_norm::backward(in, saved, upstream);
+      return rms_norm::backward(in, kept, upstream);
   };
   const rms_norm::Gradients<T> d = backward();
   golden.gradient_elements("in.x", d.dx);

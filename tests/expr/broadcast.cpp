@@ -51,7 +51,8 @@ TEST_CASE("broadcasting against the plain definition") {
 }
 
 TEST_CASE_TEMPLATE("strided and transposed operands and targets", T, float, bfloat16) {
-  for (const auto& [m, n] : {std::pair<Index, Index>{3, 5}, {8, 8}, {33, 47}, {64, 96}, {130, 70}, {300, 1100}}) {
+  for (const auto& size : {std::pair<Index, Index>{3, 5}, {8, 8}, {33, 47}, {64, 96}, {130, 70}, {300, 1100}}) {
+    const Index m = size.first, n = size.second;  // clang with OpenMP captures no structured bindings
     INFO("m ", m, " n ", n);
     const auto x = random_tensor<T>(Extents{m, n}, 1), t = random_tensor<T>(Extents{n, m}, 2),
                wide = random_tensor<T>(Extents{m, 2 * n}, 3);

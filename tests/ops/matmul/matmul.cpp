@@ -53,7 +53,7 @@ bool same_bits(const Tensor<T, 2>& a, const Tensor<T, 2>& b) {
 }  // namespace
 
 TEST_CASE_TEMPLATE("matmul agrees with the sums, on any size and however the operands lie", T, float, double) {
-  const double tolerance = std::is_same_v<T, float> ? 2e-6 : 1e-14;
+  const double tolerance = std::is_same_v<T, float> ? 1e-5 : 1e-14;  // of one element, which may have cancelled
   const Lie ways[] = {Lie::rows, Lie::columns, Lie::window};
   unsigned seed = 1;
   const auto check = [&](Index m, Index n, Index k, double beta) {
