@@ -60,6 +60,28 @@ struct Philox {
   }
 };
 
+/// A generator that may hang below the number of a step which only the device knows, so that a captured graph draws
+/// anew each time it is launched: with `step`, random.child(*step).child(branch); without, `random`. A Philox converts
+/// to it.
+struct StepRandom {
+  Philox random = {};
+  const std::uint64_t* step = nullptr;  // in the memory of the device that draws
+  std::uint64_t branch = 0;
+
+  StepRandom() = default;
+  StepRandom(Philox generator) : random(generator) {}
+  StepRandom(Philox generator, const std::uint64_t* number) : random(generator), step(number) {}
+
+  /// Generator number `n` of the step's.
+  StepRandom child(std::uint64_t n) const {
+    StepRandom result = step != nullptr ? StepRandom(random, step) : StepRandom(random.child(n));
+    result.branch = n;
+    return result;
+  }
+  /// The generator itself, where `step` can be read.
+  DIFFMAMBA_HOST_DEVICE Philox get() const { return step != nullptr ? random.child(*step).child(branch) : random; }
+};
+
 namespace detail {
 
 /// Writes element i of x, counted in row-major order, as draw(block i / 4)[i % 4].
