@@ -209,43 +209,31 @@ TEST_CASE("causal_conv1d: slots of a step; padding touches none") {
   }
 }
 
-TEST_CASE("causal_conv1d: strided rows at any address have the same bits, two paths in pieces the same values") {
-  const Index channels = 21;
-  const Problem<float> p(2, 150, 2 * channels, 4);
+TEST_CASE("causal_conv1d: strided rows at any address have the same bits") {
+  const Index channels = 42;
+  const Problem<float> p(2, 150, channels, 4);
   const auto whole = conv::forward(p.inputs(), with_silu);
   const auto dwhole = conv::backward(p.inputs(), whole.saved, {.dout = p.dout, .dfinal_state = p.dfinal_state});
-  const auto compare = [&](const auto& wide, const auto& dwide, double tolerance) {
-    auto in = p.inputs();
-    in.x = wide;
-    const auto result = conv::forward(in, with_silu);
-    Tensor<float, 2> dweight(p.weight.extents());
-    Tensor<float, 1> dbias(p.bias.extents());
-    Tensor<float, 3> dinitial_state(p.initial_state.extents());
-    Workspace<cpu> workspace(conv::workspace_bytes(in));
-    conv::backward(in, result.saved, {.dout = p.dout, .dfinal_state = p.dfinal_state},
-                   {.dx = dwide, .dweight = dweight, .dbias = dbias, .dinitial_state = dinitial_state}, workspace);
-    CHECK(relative_error(result.out, whole.out) <= tolerance);
-    CHECK(same_bits(result.final_state, whole.final_state));
-    CHECK(relative_error(to_tensor(dwide), dwhole.dx) <= tolerance);
-    CHECK(relative_error(dweight, dwhole.dweight) <= tolerance);
-    CHECK(relative_error(dbias, dwhole.dbias) <= tolerance);
-    CHECK(relative_error(dinitial_state, dwhole.dinitial_state) <= tolerance);
-  };
-  Tensor<float, 3> rows({2, 150, 2 * channels + 13}), drows(rows.extents());
-  const auto row_slice = rows.view().slice<2>(7, 7 + 2 * channels),
-             drow_slice = drows.view().slice<2>(7, 7 + 2 * channels);
-  copy(p.x, row_slice);
-  compare(row_slice, drow_slice, 0);
+  Tensor<float, 3> rows({2, 150, channels + 13}), drows(rows.extents());
+  const auto x = rows.view().slice<2>(7, 7 + channels), dx = drows.view().slice<2>(7, 7 + channels);
+  copy(p.x, x);
+  auto in = p.inputs();
+  in.x = x;
+  const auto result = conv::forward(in, with_silu);
+  Tensor<float, 2> dweight(p.weight.extents());
+  Tensor<float, 1> dbias(p.bias.extents());
+  Tensor<float, 3> dinitial_state(p.initial_state.extents());
+  Workspace<cpu> workspace(conv::workspace_bytes(in));
+  conv::backward(in, result.saved, {.dout = p.dout, .dfinal_state = p.dfinal_state},
+                 {.dx = dx, .dweight = dweight, .dbias = dbias, .dinitial_state = dinitial_state}, workspace);
+  CHECK(same_bits(result.out, whole.out));
+  CHECK(same_bits(result.final_state, whole.final_state));
+  CHECK(same_bits(to_tensor(dx), dwhole.dx));
+  CHECK(same_bits(dweight, dwhole.dweight));
+  CHECK(same_bits(dbias, dwhole.dbias));
+  CHECK(same_bits(dinitial_state, dwhole.dinitial_state));
   CHECK(drows(0, 0, 6) == 0);  // nothing beside the slice is written
-  CHECK(drows(1, 149, 7 + 2 * channels) == 0);
-
-  // As in the output of a projection of both paths: (batch, length, paths, more than these channels).
-  Tensor<float, 4> wide({2, 150, 2, channels + 13}), dwide(wide.extents());
-  const auto pieces = wide.view().slice<3>(7, 7 + channels), dpieces = dwide.view().slice<3>(7, 7 + channels);
-  copy(p.x.reshape(pieces.extents()), pieces);
-  compare(pieces, dpieces, 1e-6);
-  CHECK(dwide(0, 0, 0, 6) == 0);
-  CHECK(dwide(0, 0, 1, 7 + channels) == 0);
+  CHECK(drows(1, 149, 7 + channels) == 0);
 }
 
 TEST_CASE("causal_conv1d: float and bfloat16 against double, the same bits on one and two threads") {

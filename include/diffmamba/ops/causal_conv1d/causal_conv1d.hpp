@@ -2,10 +2,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <type_traits>  // std::type_identity_t
+
 #include "diffmamba/core/gradient_mode.hpp"
 #include "diffmamba/device/workspace.hpp"
 #include "diffmamba/ops/contract.hpp"  // require_operand
-#include "diffmamba/tensor/channel_view.hpp"
 
 /// Causal depthwise convolution: every channel has a filter of its own, which sees the present and the width - 1 inputs
 /// before it,
@@ -27,7 +28,7 @@ struct Options {
 
 template <class T, Device DeviceType = cpu>
 struct Inputs {
-  RequiredChannelView<const T, DeviceType> x;                     // (batch, length, channels)
+  RequiredView<const T, 3, DeviceType> x;                         // (batch, length, channels)
   RequiredView<const accumulate_t<T>, 2, DeviceType> weight;      // (channels, width), width >= 1
   View<const accumulate_t<T>, 1, DeviceType> bias = {};           // (channels)
   View<const accumulate_t<T>, 3, DeviceType> initial_state = {};  // (batch, channels, width - 1), else 0
@@ -36,7 +37,7 @@ struct Inputs {
 /// Where forward writes.
 template <class T, Device DeviceType = cpu>
 struct OutputViews {
-  RequiredChannelView<T, DeviceType> out;                 // (batch, length, channels)
+  RequiredView<T, 3, DeviceType> out;                     // (batch, length, channels)
   View<accumulate_t<T>, 3, DeviceType> final_state = {};  // (batch, channels, width - 1)
 };
 
@@ -58,7 +59,7 @@ struct Outputs {
 /// dL/d(output). An absent one is zero.
 template <class T, Device DeviceType = cpu>
 struct OutputGradients {
-  ChannelView<const T, DeviceType> dout = {};                    // (batch, length, channels)
+  View<const T, 3, DeviceType> dout = {};                        // (batch, length, channels)
   View<const accumulate_t<T>, 3, DeviceType> dfinal_state = {};  // (batch, channels, width - 1)
 };
 
@@ -75,7 +76,7 @@ struct Gradients {
 /// dweight and dbias.
 template <class T, Device DeviceType = cpu>
 struct GradientViews {
-  ChannelView<T, DeviceType> dx = {};
+  View<T, 3, DeviceType> dx = {};
   View<accumulate_t<T>, 2, DeviceType> dweight = {};
   View<accumulate_t<T>, 1, DeviceType> dbias = {};
   View<accumulate_t<T>, 3, DeviceType> dinitial_state = {};
@@ -89,7 +90,7 @@ struct GradientViews {
 ///   S. The caller advances cache_seqlens.
 template <class T, Device DeviceType = cpu>
 struct StepInputs {
-  RequiredChannelView<const T, DeviceType> x;                 // (batch, tokens, channels)
+  RequiredView<const T, 3, DeviceType> x;                     // (batch, tokens, channels)
   RequiredView<const accumulate_t<T>, 2, DeviceType> weight;  // (channels, width)
   View<const accumulate_t<T>, 1, DeviceType> bias = {};       // (channels)
   View<const Index, 1, DeviceType> cache_seqlens = {};        // (batch), >= 0
@@ -113,7 +114,7 @@ void check(const Inputs<T, DeviceType>& in) {
 template <class T, Device DeviceType>
 void check(const Inputs<T, DeviceType>& in, const OutputViews<T, DeviceType>& outputs) {
   check(in);
-  require_operand("causal_conv1d", "out", outputs.out, in.x.extents(), most_paths(in.x, outputs.out));
+  require_operand("causal_conv1d", "out", outputs.out, in.x.extents());
   require_operand("causal_conv1d", "final_state", outputs.final_state,
                   Extents{in.x.extent(0), in.x.extent(2), in.weight.extent(1) - 1});
 }
@@ -123,12 +124,11 @@ void check(const Inputs<T, DeviceType>& in, const OutputGradients<T, DeviceType>
            const GradientViews<T, DeviceType>& gradients) {
   constexpr const char* op = "causal_conv1d";
   const Extents state{in.x.extent(0), in.x.extent(2), in.weight.extent(1) - 1};
-  const Index paths = most_paths(in.x, upstream.dout, gradients.dx);
   check(in);
-  require_operand(op, "x", in.x, in.x.extents(), paths);
-  require_operand(op, "dout", upstream.dout, in.x.extents(), paths);
+  require_operand(op, "x", in.x, in.x.extents());
+  require_operand(op, "dout", upstream.dout, in.x.extents());
   require_operand(op, "dfinal_state", upstream.dfinal_state, state);
-  require_operand(op, "dx", gradients.dx, in.x.extents(), paths);
+  require_operand(op, "dx", gradients.dx, in.x.extents());
   require_operand(op, "dweight", gradients.dweight, in.weight.extents());
   require_operand(op, "dbias", gradients.dbias, Extents{in.x.extent(2)});
   require_operand(op, "dinitial_state", gradients.dinitial_state, state);
@@ -136,11 +136,11 @@ void check(const Inputs<T, DeviceType>& in, const OutputGradients<T, DeviceType>
 
 template <class T, Device DeviceType>
 void check(const StepInputs<T, DeviceType>& in, const View<accumulate_t<T>, 3, DeviceType>& conv_state,
-           const ChannelView<T, DeviceType>& out) {
+           const View<T, 3, DeviceType>& out) {
   constexpr const char* op = "causal_conv1d::step";
   const Index batch = in.x.extent(0), channels = in.x.extent(2), width = in.weight.extent(1);
   require(width >= 1, op, ": weight is ", in.weight.extents(), "; the width must be 1 or more");
-  require_operand(op, "x", in.x, in.x.extents(), most_paths(in.x, out));
+  require_operand(op, "x", in.x, in.x.extents());
   require_operand(op, "weight", in.weight, Extents{channels, width});
   require_operand(op, "bias", in.bias, Extents{channels});
   require_operand(op, "cache_seqlens", in.cache_seqlens, Extents{batch});
@@ -150,7 +150,7 @@ void check(const StepInputs<T, DeviceType>& in, const View<accumulate_t<T>, 3, D
   require(in.conv_state_indices || conv_state.extent(0) == batch, op, ": conv_state has ", conv_state.extent(0),
           " slots for a batch of ", batch, "; give conv_state_indices");
   require_dense_rows(op, "conv_state", conv_state);
-  require_operand(op, "out", out, in.x.extents(), most_paths(in.x, out));
+  require_operand(op, "out", out, in.x.extents());
 }
 
 // causal_conv1d_forward.hpp
@@ -164,5 +164,21 @@ void check(const StepInputs<T, DeviceType>& in, const View<accumulate_t<T>, 3, D
 //   void step(in, conv_state, options, out);
 // Both, and enough for either:
 //   std::size_t workspace_bytes(in);
+
+// On a GPU, in the order of the current stream; defined in the .cuh files of the same names. What a step reads on the
+// device (cache_seqlens, conv_state_indices) is not checked there: slots below 0 are padding, others must exist.
+template <class T>
+std::size_t workspace_bytes(const Inputs<T, cuda>& in);
+template <class T>
+void forward(const Inputs<T, cuda>& in, const Options& options, const OutputViews<T, cuda>& outputs,
+             std::type_identity_t<Saved<T, cuda>>* saved, Workspace<cuda>& workspace);
+template <class T>
+void backward(const Inputs<T, cuda>& in, const Saved<T, cuda>& saved,
+              const std::type_identity_t<OutputGradients<T, cuda>>& upstream,
+              const std::type_identity_t<GradientViews<T, cuda>>& gradients, Workspace<cuda>& workspace,
+              GradientMode mode = GradientMode::assign);
+template <class T>
+void step(const StepInputs<T, cuda>& in, const std::type_identity_t<View<accumulate_t<T>, 3, cuda>>& conv_state,
+          const Options& options, const std::type_identity_t<View<T, 3, cuda>>& out);
 
 }  // namespace diffmamba::causal_conv1d

@@ -29,7 +29,7 @@ struct TileLines {
   Index stride;
 };
 
-/// One run of tokens of one piece of the channels.
+/// One run of tokens.
 template <int Width, class T>
 struct RunBackward {
   using A = accumulate_t<T>;
@@ -85,21 +85,18 @@ void convolve_backward(const Inputs<T>& in, const Options& options, const Output
                        const GradientViews<T>& gradients, const accumulate_t<T>* weight, Workspace<cpu>& workspace,
                        GradientMode mode) {
   using A = accumulate_t<T>;
-  const Index batch = in.x.extent(0), length = in.x.extent(1), all_channels = in.x.extent(2);
+  const Index batch = in.x.extent(0), length = in.x.extent(1), channels = in.x.extent(2);
   const Index width = in.weight.extent(1), state = width - 1;
-  const Index paths = most_paths(in.x, upstream.dout, gradients.dx);
-  const View<const T, 4> x = in.x.pieces(paths);
-  const View<const T, 4> dout = upstream.dout ? upstream.dout.pieces(paths) : View<const T, 4>{};
-  const View<T, 4> dx = gradients.dx ? gradients.dx.pieces(paths) : View<T, 4>{};
-  const Index channels = x.extent(3);
+  const View<const T, 3>& dout = upstream.dout;
+  const View<T, 3>& dx = gradients.dx;
   const bool silu = options.activation == Activation::silu;
   const Runs runs(batch, length);
 
   // One line of sums for each weight of a filter, then the bias; every tile's ring has `width` lines as well.
   const ColumnSums<A> dweight =
-      gradients.dweight ? ColumnSums<A>(workspace, runs.tiles, width * all_channels) : ColumnSums<A>();
-  const ColumnSums<A> dbias = gradients.dbias ? ColumnSums<A>(workspace, runs.tiles, all_channels) : ColumnSums<A>();
-  const ColumnSums<A> rings(workspace, runs.tiles, width * all_channels);
+      gradients.dweight ? ColumnSums<A>(workspace, runs.tiles, width * channels) : ColumnSums<A>();
+  const ColumnSums<A> dbias = gradients.dbias ? ColumnSums<A>(workspace, runs.tiles, channels) : ColumnSums<A>();
+  const ColumnSums<A> rings(workspace, runs.tiles, width * channels);
 
   parallel_for(runs.tiles, [&](Index tile) {
     A* const dweight_line = dweight ? dweight.start(tile) : nullptr;
@@ -109,47 +106,42 @@ void convolve_backward(const Inputs<T>& in, const Options& options, const Output
       const Index b = run / runs.per_sequence, begin = run % runs.per_sequence * tile_tokens;
       const Index end = std::min(length, begin + tile_tokens);
       const Index first_s = begin == 0 ? -state : begin;
-      for (Index piece = 0; piece < paths; ++piece) {
-        const Index offset = piece * channels;
-        const RunBackward<Width, T> backward{.from = sequence<Width>(in, x, weight, b, piece),
-                                             .lines = {.ring = ring_line + offset,
-                                                       .dweight = dweight_line ? dweight_line + offset : nullptr,
-                                                       .dbias = dbias_line ? dbias_line + offset : nullptr,
-                                                       .stride = all_channels},
-                                             .silu = silu};
-        for (Index t = begin; t < end + state; ++t) {
-          // Row t of g, which is 0 past the end, and what it adds to the parameters' gradients.
-          A* const ring = backward.ring_row(t);
-          if (t < length && dout) {
-            const T* const dout_row = dout.pointer(b, t, piece);
-            for_blocks<A>(channels, [&](Index c, auto block) {
-              const ChannelLanes<A> g = backward.gradient(t, dout_row, ring, c, block);
-              if (t < end) backward.add_to_parameters(t, g, c, block);
-            });
-          } else {
-            std::fill_n(ring, channels, A(0));
-          }
-          // It completes the gradient of x_s, or of a column of the initial state.
-          const Index s = t - state;
-          if (s < first_s || (s >= 0 ? !dx : !gradients.dinitial_state)) continue;
-          const A* const dfinal = upstream.dfinal_state && s >= length - state
-                                      ? upstream.dfinal_state.pointer(b, offset, s - (length - state))
-                                      : nullptr;
-          const Index dfinal_stride = upstream.dfinal_state.stride(1);
-          const auto complete = [&](Index c, auto block) {
-            ChannelLanes<A> d = backward.input_gradient(s, c, block);
-            if (dfinal) d += block.gather(dfinal + c * dfinal_stride, dfinal_stride);
-            return d;
-          };
-          if (s >= 0) {
-            T* const dx_row = dx.pointer(b, s, piece);
-            for_blocks<A>(channels, [&](Index c, auto block) { block.store(dx_row + c, complete(c, block)); });
-          } else {
-            A* const column = gradients.dinitial_state.pointer(b, offset, s + state);
-            const Index stride = gradients.dinitial_state.stride(1);
-            for_blocks<A>(channels,
-                          [&](Index c, auto block) { block.scatter(column + c * stride, stride, complete(c, block)); });
-          }
+      const RunBackward<Width, T> backward{
+          .from = sequence<Width>(in, weight, b),
+          .lines = {.ring = ring_line, .dweight = dweight_line, .dbias = dbias_line, .stride = channels},
+          .silu = silu};
+      for (Index t = begin; t < end + state; ++t) {
+        // Row t of g, which is 0 past the end, and what it adds to the parameters' gradients.
+        A* const ring = backward.ring_row(t);
+        if (t < length && dout) {
+          const T* const dout_row = dout.pointer(b, t);
+          for_blocks<A>(channels, [&](Index c, auto block) {
+            const ChannelLanes<A> g = backward.gradient(t, dout_row, ring, c, block);
+            if (t < end) backward.add_to_parameters(t, g, c, block);
+          });
+        } else {
+          std::fill_n(ring, channels, A(0));
+        }
+        // It completes the gradient of x_s, or of a column of the initial state.
+        const Index s = t - state;
+        if (s < first_s || (s >= 0 ? !dx : !gradients.dinitial_state)) continue;
+        const A* const dfinal = upstream.dfinal_state && s >= length - state
+                                    ? upstream.dfinal_state.pointer(b, Index{0}, s - (length - state))
+                                    : nullptr;
+        const Index dfinal_stride = upstream.dfinal_state.stride(1);
+        const auto complete = [&](Index c, auto block) {
+          ChannelLanes<A> d = backward.input_gradient(s, c, block);
+          if (dfinal) d += block.gather(dfinal + c * dfinal_stride, dfinal_stride);
+          return d;
+        };
+        if (s >= 0) {
+          T* const dx_row = dx.pointer(b, s);
+          for_blocks<A>(channels, [&](Index c, auto block) { block.store(dx_row + c, complete(c, block)); });
+        } else {
+          A* const column = gradients.dinitial_state.pointer(b, Index{0}, s + state);
+          const Index stride = gradients.dinitial_state.stride(1);
+          for_blocks<A>(channels,
+                        [&](Index c, auto block) { block.scatter(column + c * stride, stride, complete(c, block)); });
         }
       }
     }
@@ -158,8 +150,8 @@ void convolve_backward(const Inputs<T>& in, const Options& options, const Output
   dbias.write(gradients.dbias, mode);
   if (gradients.dweight)
     for (Index w = 0; w < width; ++w)
-      for_blocks<A>(all_channels, [&](Index c, auto block) {
-        ChannelLanes<A> sum = dweight.total(w * all_channels + c, block);
+      for_blocks<A>(channels, [&](Index c, auto block) {
+        ChannelLanes<A> sum = dweight.total(w * channels + c, block);
         A* const to = gradients.dweight.pointer(c, w);
         const Index stride = gradients.dweight.stride(0);
         if (mode == GradientMode::add) sum += block.gather(static_cast<const A*>(to), stride);
@@ -185,20 +177,22 @@ void backward(const Inputs<T>& in, const Saved<T>& saved, const std::type_identi
   workspace.reset(mark);
 }
 
-template <class T>
-Gradients<T> backward(const Inputs<T>& in, const Saved<T>& saved,
-                      const std::type_identity_t<OutputGradients<T>>& upstream) {
+/// The same into new memory, on either device.
+template <class T, Device D>
+Gradients<T, D> backward(const Inputs<T, D>& in, const Saved<T, D>& saved,
+                         const std::type_identity_t<OutputGradients<T, D>>& upstream) {
   using A = accumulate_t<T>;
   check(in);
-  Gradients<T> d;
-  d.dx = Tensor<T, 3>::uninitialized(in.x.extents());
-  d.dweight = Tensor<A, 2>::uninitialized(in.weight.extents());
-  if (in.bias) d.dbias = Tensor<A, 1>::uninitialized(in.bias.extents());
-  if (in.initial_state) d.dinitial_state = Tensor<A, 3>::uninitialized(in.initial_state.extents());
-  Workspace<cpu> workspace(workspace_bytes(in));
-  backward<T>(in, saved, upstream,
-              GradientViews<T>{.dx = d.dx, .dweight = d.dweight, .dbias = d.dbias, .dinitial_state = d.dinitial_state},
-              workspace);
+  Gradients<T, D> d;
+  d.dx = Tensor<T, 3, D>::uninitialized(in.x.extents());
+  d.dweight = Tensor<A, 2, D>::uninitialized(in.weight.extents());
+  if (in.bias) d.dbias = Tensor<A, 1, D>::uninitialized(in.bias.extents());
+  if (in.initial_state) d.dinitial_state = Tensor<A, 3, D>::uninitialized(in.initial_state.extents());
+  Workspace<D> workspace(workspace_bytes(in));
+  backward<T>(
+      in, saved, upstream,
+      GradientViews<T, D>{.dx = d.dx, .dweight = d.dweight, .dbias = d.dbias, .dinitial_state = d.dinitial_state},
+      workspace);
   return d;
 }
 

@@ -35,12 +35,12 @@ A* transposed(const View<const A, 2>& weight, Workspace<cpu>& workspace) {
   return result;
 }
 
-/// One sequence and one piece of its channels: inputs at any time from -(width - 1) on, and the sum before the
-/// activation. Channel arguments count from the piece's first. Width is the filter's, 0 where only known at run time.
+/// One sequence: inputs at any time from -(width - 1) on, and the sum before the activation. Width is the filter's, 0
+/// where only known at run time.
 template <int Width, class T>
 struct Sequence {
   using A = accumulate_t<T>;
-  const T* x;           // (length, channels of the piece)
+  const T* x;           // (length, channels)
   Index x_stride;       // from token to token
   const A* state;       // (channels, width - 1) or null
   Index state_stride;   // from channel to channel
@@ -77,16 +77,14 @@ struct Sequence {
 };
 
 template <int Width, class T>
-Sequence<Width, T> sequence(const Inputs<T>& in, const View<const T, 4>& x, const accumulate_t<T>* weight, Index batch,
-                            Index piece) {
-  const Index first = piece * x.extent(3);
-  return {.x = x.data() + batch * x.stride(0) + piece * x.stride(2),
-          .x_stride = x.stride(1),
-          .state = in.initial_state && in.initial_state.size() > 0 ? in.initial_state.pointer(batch, first) : nullptr,
+Sequence<Width, T> sequence(const Inputs<T>& in, const accumulate_t<T>* weight, Index batch) {
+  return {.x = in.x.pointer(batch),
+          .x_stride = in.x.stride(1),
+          .state = in.initial_state && in.initial_state.size() > 0 ? in.initial_state.pointer(batch) : nullptr,
           .state_stride = in.initial_state.stride(1),
-          .weight = weight + first,
+          .weight = weight,
           .weight_stride = in.weight.extent(0),
-          .bias = in.bias ? in.bias.data() + first : nullptr,
+          .bias = in.bias.data(),
           .run_time_width = in.weight.extent(1)};
 }
 
@@ -94,19 +92,16 @@ template <int Width, class T>
 void convolve(const Inputs<T>& in, const Options& options, const OutputViews<T>& outputs,
               const accumulate_t<T>* weight) {
   using A = accumulate_t<T>;
-  const Index paths = most_paths(in.x, outputs.out), batch = in.x.extent(0), length = in.x.extent(1);
-  const View<const T, 4> x = in.x.pieces(paths);
-  const View<T, 4> out = outputs.out.pieces(paths);
-  const Index channels = x.extent(3);  // of one piece
+  const Index batch = in.x.extent(0), length = in.x.extent(1), channels = in.x.extent(2);
   const Index runs = tiles_of(length, tile_tokens), strips = tiles_of(channels, tile_channels);
   const bool silu = options.activation == Activation::silu;
 
-  parallel_for(batch * runs * paths * strips, [&](Index tile) {
-    const Index strip = tile % strips, piece = tile / strips % paths, run = tile / strips / paths % runs;
-    const Index b = tile / strips / paths / runs, c0 = strip * tile_channels;
-    const Sequence<Width, T> from = sequence<Width>(in, x, weight, b, piece);
+  parallel_for(batch * runs * strips, [&](Index tile) {
+    const Index strip = tile % strips, run = tile / strips % runs, b = tile / strips / runs;
+    const Index c0 = strip * tile_channels;
+    const Sequence<Width, T> from = sequence<Width>(in, weight, b);
     for (Index t = run * tile_tokens; t < std::min(length, (run + 1) * tile_tokens); ++t) {
-      T* const to = out.pointer(b, t, piece);
+      T* const to = outputs.out.pointer(b, t);
       for_blocks<A>(std::min(channels - c0, tile_channels), [&](Index i, auto block) {
         ChannelLanes<A> y = from.sum(t, c0 + i, block);
         if (silu) y *= sigmoid(y);
@@ -145,16 +140,14 @@ void forward(const Inputs<T>& in, const Options& options, const OutputViews<T>& 
   workspace.reset(mark);
 
   if (!outputs.final_state) return;
-  const Index paths = in.x.paths(), length = in.x.extent(1), state = in.weight.extent(1) - 1;
-  const View<const T, 4> x = in.x.pieces();
-  const Index channels = x.extent(3);
+  const Index length = in.x.extent(1), channels = in.x.extent(2), state = in.weight.extent(1) - 1;
   parallel_for(in.x.extent(0), [&](Index b) {
-    for (Index c = 0; c < paths * channels; ++c)
+    for (Index c = 0; c < channels; ++c)
       for (Index j = 0; j < state; ++j) {
         const Index t = length - state + j;
         A value = 0;
         if (t >= 0)
-          value = static_cast<A>(x(b, t, c / channels, c % channels));
+          value = static_cast<A>(in.x(b, t, c));
         else if (in.initial_state)
           value = in.initial_state(b, c, t + state);
         outputs.final_state(b, c, j) = value;
@@ -162,15 +155,16 @@ void forward(const Inputs<T>& in, const Options& options, const OutputViews<T>& 
   });
 }
 
-template <class T>
-Outputs<T> forward(const Inputs<T>& in, const Options& options = {}) {
+/// The same into new memory, on either device.
+template <class T, Device D>
+Outputs<T, D> forward(const Inputs<T, D>& in, const Options& options = {}) {
   check(in);
-  Outputs<T> result;
-  result.out = Tensor<T, 3>::uninitialized(in.x.extents());
+  Outputs<T, D> result;
+  result.out = Tensor<T, 3, D>::uninitialized(in.x.extents());
   result.final_state =
-      Tensor<accumulate_t<T>, 3>::uninitialized(Extents{in.x.extent(0), in.x.extent(2), in.weight.extent(1) - 1});
-  Workspace<cpu> workspace(workspace_bytes(in));
-  forward<T>(in, options, OutputViews<T>{.out = result.out, .final_state = result.final_state}, &result.saved,
+      Tensor<accumulate_t<T>, 3, D>::uninitialized(Extents{in.x.extent(0), in.x.extent(2), in.weight.extent(1) - 1});
+  Workspace<D> workspace(workspace_bytes(in));
+  forward<T>(in, options, OutputViews<T, D>{.out = result.out, .final_state = result.final_state}, &result.saved,
              workspace);
   return result;
 }

@@ -12,15 +12,12 @@ namespace diffmamba::causal_conv1d {
 /// Advances `conv_state` in place by the tokens of `in` and writes their outputs; see StepInputs. Allocates nothing.
 template <class T>
 void step(const StepInputs<T>& in, const std::type_identity_t<View<accumulate_t<T>, 3>>& conv_state,
-          const Options& options, const std::type_identity_t<ChannelView<T>>& out) {
+          const Options& options, const std::type_identity_t<View<T, 3>>& out) {
   using A = accumulate_t<T>;
   using diffmamba::detail::ChannelLanes;
   check(in, conv_state, out);
-  const Index paths = most_paths(in.x, out), batch = in.x.extent(0), tokens = in.x.extent(1);
+  const Index batch = in.x.extent(0), tokens = in.x.extent(1), channels = in.x.extent(2);
   const Index width = in.weight.extent(1), size = conv_state.extent(2), slots = conv_state.extent(0);
-  const View<const T, 4> x = in.x.pieces(paths);
-  const View<T, 4> to = out.pieces(paths);
-  const Index channels = x.extent(3);  // of one piece
   for (Index b = 0; b < batch; ++b) {
     require(!in.cache_seqlens || in.cache_seqlens(b) >= 0, "causal_conv1d::step: cache_seqlens[", b, "] is ",
             in.cache_seqlens ? in.cache_seqlens(b) : 0, ", expected 0 or more");
@@ -32,24 +29,24 @@ void step(const StepInputs<T>& in, const std::type_identity_t<View<accumulate_t<
 
   constexpr Index strip_channels = 512;
   const Index strips = tiles_of(channels, strip_channels);
-  parallel_for(batch * paths * strips, [&](Index tile) {
-    const Index c0 = tile % strips * strip_channels, piece = tile / strips % paths, b = tile / strips / paths;
+  parallel_for(batch * strips, [&](Index tile) {
+    const Index c0 = tile % strips * strip_channels, b = tile / strips;
     const Index slot = in.conv_state_indices ? in.conv_state_indices(b) : b;
     diffmamba::detail::for_blocks<A>(std::min(channels - c0, strip_channels), [&](Index i, auto block) {
-      const Index c = c0 + i, of_all = piece * channels + c;
-      const A* const weight = in.weight.pointer(of_all);
-      A* const state = slot >= 0 ? conv_state.pointer(slot, of_all) : nullptr;
+      const Index c = c0 + i;
+      const A* const weight = in.weight.pointer(c);
+      A* const state = slot >= 0 ? conv_state.pointer(slot, c) : nullptr;
       const Index next = conv_state.stride(1);  // from channel to channel
       for (Index t = 0; t < tokens; ++t) {
-        T* const y = to.pointer(b, t, piece, c);
+        T* const y = out.pointer(b, t, c);
         if (!state) {
           block.store(y, ChannelLanes<A>(ChannelLanes<A>::Zero()));
           continue;
         }
-        const ChannelLanes<A> now = block.load(x.pointer(b, t, piece, c));
+        const ChannelLanes<A> now = block.load(in.x.pointer(b, t, c));
         const Index count = in.cache_seqlens ? in.cache_seqlens(b) + t : 0;  // inputs before this one
         ChannelLanes<A> sum = block.gather(weight + width - 1, in.weight.stride(0)) * now;
-        if (in.bias) sum += block.load(in.bias.data() + of_all);
+        if (in.bias) sum += block.load(in.bias.data() + c);
         for (Index w = 0; w + 1 < width; ++w) {
           // The input width - 1 - w tokens ago. A ring that is not yet full has not seen the columns before 0.
           const Index column = in.cache_seqlens ? (count + size - (width - 1) + w) % size : size - (width - 1) + w;
@@ -73,11 +70,11 @@ void step(const StepInputs<T>& in, const std::type_identity_t<View<accumulate_t<
   });
 }
 
-/// The outputs in new memory, (batch, tokens, channels).
-template <class T>
-Tensor<T, 3> step(const StepInputs<T>& in, const std::type_identity_t<View<accumulate_t<T>, 3>>& conv_state,
-                  const Options& options = {}) {
-  auto out = Tensor<T, 3>::uninitialized(in.x.extents());
+/// The outputs in new memory, (batch, tokens, channels), on either device.
+template <class T, Device D = cpu>
+Tensor<T, 3, D> step(const StepInputs<T, D>& in, const std::type_identity_t<View<accumulate_t<T>, 3, D>>& conv_state,
+                     const Options& options = {}) {
+  auto out = Tensor<T, 3, D>::uninitialized(in.x.extents());
   step<T>(in, conv_state, options, out);
   return out;
 }
