@@ -375,7 +375,7 @@ void multiply_by_blas(const Product<T, T, T, T>& product) {
   make_blas_sequential();
   const bool parallel = product.m * product.n * product.k > serial_operations;
   // cblas packs its operands anew in each tile: few, large tiles.
-  const Tiling tiling(product.m, product.n, 48, 64, 1024, 1024, parallel ? 8 : 1, 1);
+  const Tiling tiling(product.m, product.n, 48, 64, 2048, 1024, parallel ? 4 : 1, 1);
   tiles_in_parallel(parallel, tiling.count(), [&](Index tile) {
     const Index i0 = tile % tiling.row_tiles * tiling.rows, j0 = tile / tiling.row_tiles * tiling.columns;
     const Index i1 = std::min(i0 + tiling.rows, product.m), j1 = std::min(j0 + tiling.columns, product.n);
@@ -424,8 +424,10 @@ void multiply(const Product<T, A, B, C>& product) {
     return multiply_few_rows(product.transposed());
   if (product.c_column != 1 && product.c_row == 1 && product.bias == nullptr) return multiply(product.transposed());
 #if defined(DIFFMAMBA_BLAS)
+  // cblas packs both operands again in each tile, which a small result does not pay for.
+  constexpr Index smallest_for_blas = 1 << 18;
   if constexpr (std::is_same_v<A, T> && std::is_same_v<B, T> && std::is_same_v<C, T>)
-    if (blas_takes(product)) return multiply_by_blas(product);
+    if (product.m * product.n >= smallest_for_blas && blas_takes(product)) return multiply_by_blas(product);
 #endif
   multiply_tiles(product);
 }
