@@ -1,13 +1,17 @@
 // SPDX-FileCopyrightText: 2026 The diffmamba authors
 // SPDX-License-Identifier: Apache-2.0
-// SSD on the GPU, compiled once for diffmamba::cuda_instantiated.
+// SSD forward on the GPU, compiled once for diffmamba::cuda_instantiated.
 #include "diffmamba/ops/ssd/ssd_forward.cuh"
 
 namespace diffmamba::ssd {
 
-template void forward(const Inputs<float, cuda>&, const Options&, const OutputViews<float, cuda>&);
-template void forward(const Inputs<double, cuda>&, const Options&, const OutputViews<double, cuda>&);
-template void forward(const Inputs<bfloat16, cuda>&, const Options&, const OutputViews<bfloat16, cuda>&);
-template void forward(const Inputs<half, cuda>&, const Options&, const OutputViews<half, cuda>&);
+#define DIFFMAMBA_SSD(T)                                                                                      \
+  template std::size_t workspace_bytes(const Inputs<T, cuda>&, const Options&);                               \
+  template void forward(const Inputs<T, cuda>&, const Options&, const OutputViews<T, cuda>&, Saved<T, cuda>*, \
+                        Workspace<cuda>&);
+DIFFMAMBA_SSD(float)
+DIFFMAMBA_SSD(double)
+DIFFMAMBA_SSD(bfloat16)
+DIFFMAMBA_SSD(half)
 
 }  // namespace diffmamba::ssd

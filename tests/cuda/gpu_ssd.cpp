@@ -61,9 +61,7 @@ auto on_gpu(const Data<T, T>& d, const Case& c) {
   ssd::Inputs<T, cuda> in{.x = x, .dt = dt, .A = A, .B = B, .C = C, .D = D, .dt_bias = dt_bias};
   if (c.gate) in.z = z;
   if (c.initial) in.initial_state = initial_state;
-  Tensor<T, 4, cuda> out(x.extents());
-  Tensor<accumulate_t<T>, 4, cuda> state(initial_state.extents());
-  ssd::forward(in, options, ssd::OutputViews<T, cuda>{.out = out.view(), .final_state = state.view()});
+  const auto [out, state, saved] = ssd::forward(in, options);
   return std::pair(to<cpu>(out), to<cpu>(state));
 }
 

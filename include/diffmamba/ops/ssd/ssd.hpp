@@ -2,8 +2,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <cmath>   // std::exp
-#include <limits>  // std::numeric_limits
+#include <cmath>        // std::exp
+#include <limits>       // std::numeric_limits
+#include <type_traits>  // std::type_identity_t
 
 #include "diffmamba/core/gradient_mode.hpp"
 #include "diffmamba/device/workspace.hpp"
@@ -279,9 +280,16 @@ void check(const StepInputs<T, DeviceType>& in, const View<accumulate_t<T>, 4, D
 //   Tensor step(in, ssm_state, options = {});
 //   void step(in, ssm_state, options, out);
 
-/// On a GPU, inference only in this version: out and final state into the caller's memory, on the current stream.
-/// Defined in ssd_forward.cuh.
+// On a GPU, on the calling thread's current stream; defined in ssd_forward.cuh and ssd_step.cuh. state_indices are read
+// by the GPU only: one that is neither -1 nor a slot is the caller's mistake and goes unnoticed.
 template <class T>
-void forward(const Inputs<T, cuda>& in, const Options& options, const OutputViews<T, cuda>& outputs);
+std::size_t workspace_bytes(const Inputs<T, cuda>& in, const Options& options);
+template <class T>
+void forward(const Inputs<T, cuda>& in, const Options& options,
+             const std::type_identity_t<OutputViews<T, cuda>>& outputs, std::type_identity_t<Saved<T, cuda>>* saved,
+             Workspace<cuda>& workspace);
+template <class T>
+void step(const StepInputs<T, cuda>& in, const std::type_identity_t<View<accumulate_t<T>, 4, cuda>>& ssm_state,
+          const Options& options, const std::type_identity_t<View<T, 4, cuda>>& out);
 
 }  // namespace diffmamba::ssd

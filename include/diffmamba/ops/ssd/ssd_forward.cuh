@@ -75,22 +75,27 @@ struct DeviceInputs {
         options(how) {}
 };
 
-/// Where a kernel writes; final_state may be null.
+/// Where a kernel writes; final_state and saved may be null.
 template <class T>
 struct DeviceOutputs {
   T* out;
-  accumulate_t<T>* final_state;
+  accumulate_t<T>*final_state, *saved;
   Index out_batch, out_token, out_head, state_batch, state_head, state_channel;
+  Index chunks;  // of saved
+  int saved_tokens;
 
-  explicit DeviceOutputs(const OutputViews<T, cuda>& to)
+  explicit DeviceOutputs(const OutputViews<T, cuda>& to, Saved<T, cuda>* saved_states)
       : out(to.out.data()),
         final_state(to.final_state.data()),
+        saved(saved_states != nullptr ? saved_states->states.data() : nullptr),
         out_batch(to.out.stride(0)),
         out_token(to.out.stride(1)),
         out_head(to.out.stride(2)),
         state_batch(to.final_state.stride(0)),
         state_head(to.final_state.stride(1)),
-        state_channel(to.final_state.stride(2)) {}
+        state_channel(to.final_state.stride(2)),
+        chunks(saved_states != nullptr ? saved_states->states.extent(1) : 0),
+        saved_tokens(saved_states != nullptr ? static_cast<int>(chunk(saved_states->options)) : 0) {}
 };
 
 /// How the length is cut, and the memory in which segments meet: (batch, nheads, segments, d_state, 64) states and
@@ -227,6 +232,18 @@ __global__ void __launch_bounds__(128) ssd_segment_kernel(DeviceInputs<T> in, De
     const float c_end = c[Q - 1];
 
     if constexpr (Output) {
+      if (to.saved != nullptr) {
+        float* const place = to.saved + ((batch * to.chunks + chunk) * in.nheads + head) * N * P;
+#pragma unroll
+        for (int m = 0; m < m_tiles; ++m)
+#pragma unroll
+          for (int n = 0; n < 8; ++n)
+#pragma unroll
+            for (int k = 0; k < 4; k += 2) {
+              const int row = warp * (N / 4) + m * 16 + (k / 2) * 8 + lane / 4, column = n * 8 + 2 * (lane % 4);
+              *reinterpret_cast<float2*>(place + row * P + column) = make_float2(state[m][n][k], state[m][n][k + 1]);
+            }
+      }
       const int row = warp * 16 + lane / 4;  // and row + 8
       const float c_row[2] = {c[row], c[row + 8]};
       float y[8][4] = {};
@@ -412,6 +429,11 @@ __global__ void ssd_recurrence_kernel(DeviceInputs<T> in, DeviceOutputs<T> to) {
   const A rate = in.A[head], bias = in.dt_bias != nullptr ? in.dt_bias[head] : A(0);
   const A skip = in.D != nullptr ? in.D[head * in.D_head + p * in.D_channel] : A(0);
   for (Index t = 0; t < in.length; ++t) {
+    if (to.saved != nullptr && t % to.saved_tokens == 0) {
+      A* const row =
+          to.saved + ((batch * to.chunks + t / to.saved_tokens) * in.nheads + head) * in.d_state * in.headdim;
+      for (int n = lane; n < in.d_state; n += 32) row[Index{n} * in.headdim + p] = state[n];
+    }
     const A step =
         discretize(static_cast<A>(in.dt[batch * in.dt_batch + t * in.dt_token + head * in.dt_head]), bias, in.options);
     const A kept = decay(step, rate);
@@ -456,29 +478,36 @@ bool tensor_cores_take(const Inputs<T, cuda>& in, const OutputViews<T, cuda>& to
   }
 }
 
-template <class T, int N>
-void launch_segments(const DeviceInputs<T>& in, const DeviceOutputs<T>& to, Index batch) {
-  const auto stream = cuda_runtime::current_stream();
+/// How a tensor-core launch cuts the length. Two blocks fit on a multiprocessor. A segment repeats a third of the work,
+/// so they are few and not short.
+inline Segments cut(const Sizes& s) {
+  constexpr Index Q = tile_tokens;
   int processors = 0;
-  cuda_runtime::check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, stream.device),
-                      "cudaDeviceGetAttribute");
+  cuda_runtime::check(
+      cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, cuda_runtime::current_stream().device),
+      "cudaDeviceGetAttribute");
+  const Index chunks = (s.length + Q - 1) / Q, sequences = s.batch * s.nheads;
+  const Index wanted = 2 * processors / (sequences > 0 ? sequences : 1);
+  Segments segments;
+  segments.count = static_cast<int>(wanted <= 1 ? 1 : wanted < chunks / 8 ? wanted : chunks / 8 > 1 ? chunks / 8 : 1);
+  segments.chunks = static_cast<int>((chunks + segments.count - 1) / segments.count);
+  segments.count = static_cast<int>((chunks + segments.chunks - 1) / segments.chunks);
+  return segments;
+}
+
+template <class T, int N>
+void launch_segments(const DeviceInputs<T>& in, const DeviceOutputs<T>& to, const Sizes& s,
+                     Workspace<cuda>& workspace) {
+  const auto stream = cuda_runtime::current_stream();
   constexpr int Q = tile_tokens, P = 64;
   constexpr std::size_t bytes = (2 * (2 * Q * N + Q * P) + N * P) * sizeof(T) + 4 * 2 * Q * sizeof(float);
-  const int chunks = static_cast<int>((in.length + Q - 1) / Q);
-  // Two blocks fit on a multiprocessor. A segment repeats a third of the work, so they are few and not short.
-  Segments segments;
-  const Index sequences = batch * in.nheads, wanted = 2 * processors / (sequences > 0 ? sequences : 1);
-  segments.count = static_cast<int>(wanted <= 1 ? 1 : wanted < chunks / 8 ? wanted : chunks / 8 > 1 ? chunks / 8 : 1);
-  segments.chunks = (chunks + segments.count - 1) / segments.count;
-  segments.count = (chunks + segments.chunks - 1) / segments.chunks;
-  const dim3 grid(static_cast<unsigned>(segments.count), static_cast<unsigned>(in.nheads),
-                  static_cast<unsigned>(batch));
-  Tensor<float, 1, cuda> memory;
+  Segments segments = cut(s);
+  const dim3 grid(static_cast<unsigned>(segments.count), static_cast<unsigned>(s.nheads),
+                  static_cast<unsigned>(s.batch));
   if (segments.count > 1) {
-    const Index slots = sequences * segments.count;
-    memory = Tensor<float, 1, cuda>::uninitialized({slots * (N * P + 1)});
-    segments.states = memory.data();
-    segments.decays = memory.data() + slots * N * P;
+    const Index slots = s.batch * s.nheads * segments.count;
+    segments.states = workspace.template take<float>(slots * N * P);
+    segments.decays = workspace.template take<float>(slots);
     const auto kernel = ssd_segment_kernel<T, N, false>;
     cuda_runtime::check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int{bytes}),
                         "cudaFuncSetAttribute");
@@ -494,36 +523,60 @@ void launch_segments(const DeviceInputs<T>& in, const DeviceOutputs<T>& to, Inde
   cuda_runtime::check_launch("ssd_segment_kernel");
 }
 
-}  // namespace detail
-
-/// Inference: out and final state into the caller's memory, on the current stream.
 template <class T>
-void forward(const Inputs<T, cuda>& in, const Options& options, const OutputViews<T, cuda>& to) {
-  check(in, options, to);
-  const Sizes s = sizes(in);
-  if (s.batch * s.nheads * s.headdim == 0) return;
-  const cuda_runtime::DeviceScope scope(cuda_runtime::current_stream().device);
-  const detail::DeviceInputs<T> inputs(in, options);
-  const detail::DeviceOutputs<T> outputs(to);
-  if constexpr (std::is_same_v<T, bfloat16> || std::is_same_v<T, half>) {
-    if (s.length > 0 && detail::tensor_cores_take(in, to)) {
-      if (s.d_state == 64)
-        detail::launch_segments<T, 64>(inputs, outputs, s.batch);
-      else
-        detail::launch_segments<T, 128>(inputs, outputs, s.batch);
-      return;
-    }
-  }
+void launch_recurrence(const DeviceInputs<T>& in, const DeviceOutputs<T>& to, const Sizes& s) {
   constexpr int warps = 4;
   const std::size_t bytes = static_cast<std::size_t>(warps * s.d_state) * sizeof(accumulate_t<T>);
-  const auto kernel = detail::ssd_recurrence_kernel<T>;
+  const auto kernel = ssd_recurrence_kernel<T>;
   cuda_runtime::check(
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
       "cudaFuncSetAttribute");
   const dim3 grid(static_cast<unsigned>((s.headdim + warps - 1) / warps), static_cast<unsigned>(s.nheads),
                   static_cast<unsigned>(s.batch));
-  kernel<<<grid, warps * 32, bytes, cuda_runtime::current_stream().handle>>>(inputs, outputs);
+  kernel<<<grid, warps * 32, bytes, cuda_runtime::current_stream().handle>>>(in, to);
   cuda_runtime::check_launch("ssd_recurrence_kernel");
+}
+
+}  // namespace detail
+
+/// Bytes of workspace that forward takes on the current stream's GPU.
+template <class T>
+std::size_t workspace_bytes(const Inputs<T, cuda>& in, const Options&) {
+  const Sizes s = sizes(in);
+  const bool tensor_cores = sizeof(T) == 2 && s.headdim == 64 && (s.d_state == 64 || s.d_state == 128);
+  if (!tensor_cores || s.batch * s.length * s.nheads == 0) return 0;
+  const Index slots = s.batch * s.nheads * detail::cut(s).count;
+  return Workspace<cuda>::bytes_of<float>(slots * s.headdim * s.d_state) + Workspace<cuda>::bytes_of<float>(slots);
+}
+
+/// Writes into the caller's memory, on the current stream; a `saved` of the right shape keeps its memory. Throws Error.
+template <class T>
+void forward(const Inputs<T, cuda>& in, const Options& options, const std::type_identity_t<OutputViews<T, cuda>>& to,
+             std::type_identity_t<Saved<T, cuda>>* saved, Workspace<cuda>& workspace) {
+  check(in, options, to);
+  const Sizes s = sizes(in);
+  ++forward_count().ssd;
+  const cuda_runtime::DeviceScope scope(cuda_runtime::current_stream().device);
+  if (saved != nullptr) {
+    saved->options = options;
+    reuse_or_allocate(saved->states, Extents{s.batch, chunk_count(s.length, options), s.nheads, s.d_state, s.headdim});
+  }
+  if (s.batch * s.nheads * s.headdim == 0) return;
+  const auto mark = workspace.mark();
+  const detail::DeviceInputs<T> inputs(in, options);
+  const detail::DeviceOutputs<T> outputs(to, saved);
+  if (s.length > 0 && detail::tensor_cores_take(in, to) &&
+      (saved == nullptr || chunk(options) == detail::tile_tokens)) {
+    if constexpr (std::is_same_v<T, bfloat16> || std::is_same_v<T, half>) {
+      if (s.d_state == 64)
+        detail::launch_segments<T, 64>(inputs, outputs, s, workspace);
+      else
+        detail::launch_segments<T, 128>(inputs, outputs, s, workspace);
+    }
+  } else {
+    detail::launch_recurrence(inputs, outputs, s);
+  }
+  workspace.reset(mark);
 }
 
 }  // namespace diffmamba::ssd

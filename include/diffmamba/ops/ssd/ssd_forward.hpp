@@ -178,15 +178,15 @@ void forward(const Inputs<T>& in, const Options& options, const std::type_identi
   detail::forward(detail::problem(in, options), plan, outputs.out, outputs.final_state, states, workspace);
 }
 
-/// The same with memory from the arena.
-template <class T>
-Outputs<T> forward(const Inputs<T>& in, const Options& options = {}) {
+/// The same with memory from the arena of the device.
+template <class T, Device DeviceType = cpu>
+Outputs<T, DeviceType> forward(const Inputs<T, DeviceType>& in, const Options& options = {}) {
   check(in, options);
   const auto [batch, length, nheads, headdim, ngroups, d_state] = sizes(in);
-  Outputs<T> result;
-  result.out = Tensor<T, 4>::uninitialized(in.x.extents());
-  result.final_state = Tensor<accumulate_t<T>, 4>::uninitialized(Extents{batch, nheads, headdim, d_state});
-  Workspace<cpu> workspace(workspace_bytes(in, options));
+  Outputs<T, DeviceType> result;
+  result.out = Tensor<T, 4, DeviceType>::uninitialized(in.x.extents());
+  result.final_state = Tensor<accumulate_t<T>, 4, DeviceType>::uninitialized(Extents{batch, nheads, headdim, d_state});
+  Workspace<DeviceType> workspace(workspace_bytes(in, options));
   forward(in, options, {.out = result.out, .final_state = result.final_state}, &result.saved, workspace);
   return result;
 }

@@ -76,11 +76,12 @@ void step(const StepInputs<T>& in, const std::type_identity_t<View<accumulate_t<
   });
 }
 
-/// The same; the outputs, (batch, tokens, nheads, headdim), in memory from the arena.
-template <class T>
-Tensor<T, 4> step(const StepInputs<T>& in, const std::type_identity_t<View<accumulate_t<T>, 4>>& ssm_state,
-                  const Options& options = {}) {
-  auto out = Tensor<T, 4>::uninitialized(in.x.extents());
+/// The same; the outputs, (batch, tokens, nheads, headdim), in memory from the arena of the device.
+template <class T, Device DeviceType = cpu>
+Tensor<T, 4, DeviceType> step(const StepInputs<T, DeviceType>& in,
+                              const std::type_identity_t<View<accumulate_t<T>, 4, DeviceType>>& ssm_state,
+                              const Options& options = {}) {
+  auto out = Tensor<T, 4, DeviceType>::uninitialized(in.x.extents());
   step(in, ssm_state, options, out);
   return out;
 }
