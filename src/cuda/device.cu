@@ -9,6 +9,7 @@ namespace diffmamba {
 namespace cuda_runtime {
 template int device_count<>();
 template std::string device_name<>(int);
+template MemoryInfo memory_info<>(int);
 template void synchronize<>(Stream);
 template void* allocate<>(std::size_t, Stream);
 template void release<>(void*, std::size_t, Stream) noexcept;

@@ -13,6 +13,23 @@
 
 using namespace diffmamba;
 
+namespace {
+
+/// Places of which a test says in which it is.
+struct Numbered {
+  static constexpr std::size_t alignment = 64;
+  using Place = int;
+  static Place here() { return place(); }
+  static int& place() {
+    static int value = 0;
+    return value;
+  }
+  static void* allocate(std::size_t bytes, Place) { return ::operator new(bytes); }
+  static void release(void* block, std::size_t, Place) noexcept { ::operator delete(block); }
+};
+
+}  // namespace
+
 TEST_CASE("blocks are aligned, kept, and used again") {
   Arena<cpu> own;
   void* a = own.allocate(1000);
@@ -68,4 +85,24 @@ TEST_CASE("a workspace is cut from the front, checked, and reset") {
   static_assert(Workspace<>::bytes_of<float>(17) == 128);
   Workspace<> owned(4096);
   CHECK(reinterpret_cast<std::uintptr_t>(owned.take<char>(4096)) % 64 == 0);
+}
+
+TEST_CASE("arena: blocks of a pinned place are kept when the rest is given back") {
+  CachingArena<Numbered> blocks;
+  blocks.deallocate(blocks.allocate(1000));
+  Numbered::place() = 1;
+  blocks.deallocate(blocks.allocate(2000));
+  const std::size_t both = blocks.bytes_reserved();
+  blocks.pin(1);
+  blocks.pin(1);
+  blocks.release();
+  CHECK(blocks.bytes_reserved() < both);
+  CHECK(blocks.bytes_reserved() >= 2000);
+  blocks.unpin(1);
+  blocks.release();
+  CHECK(blocks.bytes_reserved() >= 2000);
+  blocks.unpin(1);
+  blocks.release();
+  CHECK(blocks.bytes_reserved() == 0);
+  CHECK(blocks.bytes_in_use() == 0);
 }

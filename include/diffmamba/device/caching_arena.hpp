@@ -52,6 +52,7 @@ class CachingArena {
     const std::lock_guard lock(mutex_);
     note_use(block, size, place);
     ++system_allocations_;
+    bytes_reserved_ += size;
     return block;
   }
 
@@ -64,17 +65,41 @@ class CachingArena {
     in_use_.erase(found);
   }
 
-  /// Gives every unused block back to the system.
+  /// Gives every unused block back to the system, but none of a pinned place.
   void release() noexcept {
     const std::lock_guard lock(mutex_);
-    for (const auto& [place, blocks] : free_)
-      for (const auto& [size, block] : blocks) Source::release(block, size, place);
-    free_.clear();
+    for (auto entry = free_.begin(); entry != free_.end();) {
+      if (pinned_.contains(entry->first)) {
+        ++entry;
+        continue;
+      }
+      for (const auto& [size, block] : entry->second) {
+        Source::release(block, size, entry->first);
+        bytes_reserved_ -= size;
+      }
+      entry = free_.erase(entry);
+    }
+  }
+
+  /// Keeps the blocks of a place, unused ones too, until as many calls of unpin: whoever has noted their addresses (a
+  /// recorded graph of launches) goes on using them.
+  void pin(const Place& place) {
+    const std::lock_guard lock(mutex_);
+    ++pinned_[place];
+  }
+  void unpin(const Place& place) noexcept {
+    const std::lock_guard lock(mutex_);
+    if (const auto found = pinned_.find(place); found != pinned_.end() && --found->second == 0) pinned_.erase(found);
   }
 
   std::size_t bytes_in_use() const {
     const std::lock_guard lock(mutex_);
     return bytes_in_use_;
+  }
+  /// What the arena holds of the system's memory, used or not.
+  std::size_t bytes_reserved() const {
+    const std::lock_guard lock(mutex_);
+    return bytes_reserved_;
   }
   /// Largest bytes_in_use since the last reset_peak.
   std::size_t peak_bytes() const {
@@ -110,7 +135,8 @@ class CachingArena {
   mutable std::mutex mutex_;
   std::map<Place, std::multimap<std::size_t, void*>> free_;
   std::map<void*, Use> in_use_;
-  std::size_t bytes_in_use_ = 0, peak_ = 0, system_allocations_ = 0;
+  std::map<Place, int> pinned_;
+  std::size_t bytes_in_use_ = 0, bytes_reserved_ = 0, peak_ = 0, system_allocations_ = 0;
 };
 
 }  // namespace diffmamba

@@ -79,6 +79,15 @@ std::string device_name(int device) {
   return name.str();
 }
 
+template <class>
+MemoryInfo memory_info(int device) {
+  detail::require_device(device);
+  const DeviceScope scope(device);
+  MemoryInfo info;
+  check(cudaMemGetInfo(&info.free, &info.total), "cudaMemGetInfo");
+  return info;
+}
+
 template <class Void>
 OwnedStream<Void>::OwnedStream(int device) {
   detail::require_device(device);

@@ -23,6 +23,13 @@ int device_count();
 template <class = void>
 std::string device_name(int device = 0);
 
+/// What of a GPU's memory is free, and how much there is.
+struct MemoryInfo {
+  std::size_t free = 0, total = 0;
+};
+template <class = void>
+MemoryInfo memory_info(int device = 0);
+
 /// Where the launches of a thread go: a GPU and a stream on it. A handle, not the stream itself.
 struct Stream {
   int device = 0;
