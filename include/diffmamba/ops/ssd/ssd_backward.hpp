@@ -421,24 +421,30 @@ void backward(const Inputs<T>& in, const Saved<T>& saved, const std::type_identi
   workspace.reset(mark);
 }
 
-/// The same with memory from the arena: all gradients that the inputs have.
-template <class T>
-Gradients<T> backward(const Inputs<T>& in, const Saved<T>& saved,
-                      const std::type_identity_t<OutputGradients<T>>& upstream) {
+/// The same with memory from the arena of the device: all gradients that the inputs have.
+template <class T, Device DeviceType>
+Gradients<T, DeviceType> backward(const Inputs<T, DeviceType>& in, const Saved<T, DeviceType>& saved,
+                                  const std::type_identity_t<OutputGradients<T, DeviceType>>& upstream) {
   using A = accumulate_t<T>;
-  check(in, saved, upstream, GradientViews<T>{});
-  Gradients<T> g;
-  g.dx = Tensor<T, 4>::uninitialized(in.x.extents());
-  g.ddt = Tensor<T, 3>::uninitialized(in.dt.extents());
-  g.dA = Tensor<A, 1>::uninitialized(in.A.extents());
-  g.dB = Tensor<T, 4>::uninitialized(in.B.extents());
-  g.dC = Tensor<T, 4>::uninitialized(in.C.extents());
-  if (in.D) g.dD = Tensor<A, 1>::uninitialized(in.D.extents());
-  if (in.D_per_channel) g.dD_per_channel = Tensor<A, 2>::uninitialized(in.D_per_channel.extents());
-  if (in.z) g.dz = Tensor<T, 4>::uninitialized(in.z.extents());
-  if (in.dt_bias) g.ddt_bias = Tensor<A, 1>::uninitialized(in.dt_bias.extents());
-  if (in.initial_state) g.dinitial_state = Tensor<A, 4>::uninitialized(in.initial_state.extents());
-  Workspace<cpu> workspace(workspace_bytes(in, saved));
+  check(in, saved, upstream, GradientViews<T, DeviceType>{});
+  const auto like = [](const auto& view, auto type) {
+    using Element = decltype(type);
+    constexpr int rank = std::remove_cvref_t<decltype(view)>::rank;
+    return view ? Tensor<Element, rank, DeviceType>::uninitialized(view.extents())
+                : Tensor<Element, rank, DeviceType>{};
+  };
+  Gradients<T, DeviceType> g;
+  g.dx = like(in.x, T{});
+  g.ddt = like(in.dt, T{});
+  g.dA = like(in.A, A{});
+  g.dB = like(in.B, T{});
+  g.dC = like(in.C, T{});
+  g.dD = like(in.D, A{});
+  g.dD_per_channel = like(in.D_per_channel, A{});
+  g.dz = like(in.z, T{});
+  g.ddt_bias = like(in.dt_bias, A{});
+  g.dinitial_state = like(in.initial_state, A{});
+  Workspace<DeviceType> workspace(workspace_bytes(in, saved));
   backward(in, saved, upstream,
            {.dx = g.dx,
             .ddt = g.ddt,

@@ -75,27 +75,22 @@ struct DeviceInputs {
         options(how) {}
 };
 
-/// Where a kernel writes; final_state and saved may be null.
+/// Where a kernel writes; final_state may be null.
 template <class T>
 struct DeviceOutputs {
   T* out;
-  accumulate_t<T>*final_state, *saved;
+  accumulate_t<T>* final_state;
   Index out_batch, out_token, out_head, state_batch, state_head, state_channel;
-  Index chunks;  // of saved
-  int saved_tokens;
 
-  explicit DeviceOutputs(const OutputViews<T, cuda>& to, Saved<T, cuda>* saved_states)
+  explicit DeviceOutputs(const OutputViews<T, cuda>& to)
       : out(to.out.data()),
         final_state(to.final_state.data()),
-        saved(saved_states != nullptr ? saved_states->states.data() : nullptr),
         out_batch(to.out.stride(0)),
         out_token(to.out.stride(1)),
         out_head(to.out.stride(2)),
         state_batch(to.final_state.stride(0)),
         state_head(to.final_state.stride(1)),
-        state_channel(to.final_state.stride(2)),
-        chunks(saved_states != nullptr ? saved_states->states.extent(1) : 0),
-        saved_tokens(saved_states != nullptr ? static_cast<int>(chunk(saved_states->options)) : 0) {}
+        state_channel(to.final_state.stride(2)) {}
 };
 
 /// How the length is cut, and the memory in which segments meet: (batch, nheads, segments, d_state, 64) states and
@@ -232,18 +227,6 @@ __global__ void __launch_bounds__(128) ssd_segment_kernel(DeviceInputs<T> in, De
     const float c_end = c[Q - 1];
 
     if constexpr (Output) {
-      if (to.saved != nullptr) {
-        float* const place = to.saved + ((batch * to.chunks + chunk) * in.nheads + head) * N * P;
-#pragma unroll
-        for (int m = 0; m < m_tiles; ++m)
-#pragma unroll
-          for (int n = 0; n < 8; ++n)
-#pragma unroll
-            for (int k = 0; k < 4; k += 2) {
-              const int row = warp * (N / 4) + m * 16 + (k / 2) * 8 + lane / 4, column = n * 8 + 2 * (lane % 4);
-              *reinterpret_cast<float2*>(place + row * P + column) = make_float2(state[m][n][k], state[m][n][k + 1]);
-            }
-      }
       const int row = warp * 16 + lane / 4;  // and row + 8
       const float c_row[2] = {c[row], c[row + 8]};
       float y[8][4] = {};
@@ -429,11 +412,6 @@ __global__ void ssd_recurrence_kernel(DeviceInputs<T> in, DeviceOutputs<T> to) {
   const A rate = in.A[head], bias = in.dt_bias != nullptr ? in.dt_bias[head] : A(0);
   const A skip = in.D != nullptr ? in.D[head * in.D_head + p * in.D_channel] : A(0);
   for (Index t = 0; t < in.length; ++t) {
-    if (to.saved != nullptr && t % to.saved_tokens == 0) {
-      A* const row =
-          to.saved + ((batch * to.chunks + t / to.saved_tokens) * in.nheads + head) * in.d_state * in.headdim;
-      for (int n = lane; n < in.d_state; n += 32) row[Index{n} * in.headdim + p] = state[n];
-    }
     const A step =
         discretize(static_cast<A>(in.dt[batch * in.dt_batch + t * in.dt_token + head * in.dt_head]), bias, in.options);
     const A kept = decay(step, rate);
@@ -549,7 +527,7 @@ std::size_t workspace_bytes(const Inputs<T, cuda>& in, const Options&) {
   return Workspace<cuda>::bytes_of<float>(slots * s.headdim * s.d_state) + Workspace<cuda>::bytes_of<float>(slots);
 }
 
-/// Writes into the caller's memory, on the current stream; a `saved` of the right shape keeps its memory. Throws Error.
+/// Writes into the caller's memory, on the current stream. Throws Error.
 template <class T>
 void forward(const Inputs<T, cuda>& in, const Options& options, const std::type_identity_t<OutputViews<T, cuda>>& to,
              std::type_identity_t<Saved<T, cuda>>* saved, Workspace<cuda>& workspace) {
@@ -557,16 +535,12 @@ void forward(const Inputs<T, cuda>& in, const Options& options, const std::type_
   const Sizes s = sizes(in);
   ++forward_count().ssd;
   const cuda_runtime::DeviceScope scope(cuda_runtime::current_stream().device);
-  if (saved != nullptr) {
-    saved->options = options;
-    reuse_or_allocate(saved->states, Extents{s.batch, chunk_count(s.length, options), s.nheads, s.d_state, s.headdim});
-  }
+  if (saved != nullptr) saved->options = options;
   if (s.batch * s.nheads * s.headdim == 0) return;
   const auto mark = workspace.mark();
   const detail::DeviceInputs<T> inputs(in, options);
-  const detail::DeviceOutputs<T> outputs(to, saved);
-  if (s.length > 0 && detail::tensor_cores_take(in, to) &&
-      (saved == nullptr || chunk(options) == detail::tile_tokens)) {
+  const detail::DeviceOutputs<T> outputs(to);
+  if (s.length > 0 && detail::tensor_cores_take(in, to)) {
     if constexpr (std::is_same_v<T, bfloat16> || std::is_same_v<T, half>) {
       if (s.d_state == 64)
         detail::launch_segments<T, 64>(inputs, outputs, s, workspace);
