@@ -62,10 +62,11 @@ inline double output_scale(Lambda form, double lambda_init) {
 
 /// Throws Error if parameters are missing, superfluous or of the wrong size for the form. `lambda` is lambda or its
 /// gradient.
-template <class T>
-void check(Lambda form, const LambdaInputs<T>& in, const View<const T, 1>& lambda) {
+template <class T, Device DeviceType>
+void check(Lambda form, const LambdaInputs<T, DeviceType>& in,
+           const std::type_identity_t<View<const T, 1, DeviceType>>& lambda) {
   constexpr const char* op = "differential_combine";
-  const auto check_vector = [&](const char* name, const View<const T, 1>& view, bool needed) {
+  const auto check_vector = [&](const char* name, const View<const T, 1, DeviceType>& view, bool needed) {
     require(bool(view) == needed, op, ": ", name, needed ? " is missing in" : " is given, but does not belong to",
             " this form of lambda");
     if (needed) require_shape(op, name, view, in.lambda_q1.extents());
@@ -80,6 +81,17 @@ void check(Lambda form, const LambdaInputs<T>& in, const View<const T, 1>& lambd
     require_shape(op, "lambda", lambda, in.lambda_q1.extents());
   else
     require_shape(op, "lambda", lambda, Extents{1});
+}
+template <class T, Device DeviceType>
+void check(Lambda form, const LambdaInputs<T, DeviceType>& in,
+           const std::type_identity_t<View<const T, 1, DeviceType>>& dlambda,
+           const LambdaGradientViews<T, DeviceType>& gradients) {
+  constexpr const char* op = "differential_combine";
+  check(form, in, dlambda);
+  require_operand(op, "dlambda_q1", gradients.dlambda_q1, in.lambda_q1.extents());
+  require_operand(op, "dlambda_k1", gradients.dlambda_k1, in.lambda_k1.extents());
+  require_operand(op, "dlambda_q2", gradients.dlambda_q2, in.lambda_q2.extents());
+  require_operand(op, "dlambda_k2", gradients.dlambda_k2, in.lambda_k2.extents());
 }
 
 namespace detail {
@@ -105,7 +117,7 @@ void put(const View<T, 1>& gradient, Index i, T value, GradientMode mode) {
 template <class T>
 void lambda_forward(Lambda form, double lambda_init, const LambdaInputs<T>& in,
                     const std::type_identity_t<View<T, 1>>& lambda) {
-  check<T>(form, in, lambda);
+  check(form, in, lambda);
   const T init = static_cast<T>(lambda_init);
   switch (form) {
     case Lambda::sigmoid_sum:
@@ -130,12 +142,7 @@ void lambda_forward(Lambda form, double lambda_init, const LambdaInputs<T>& in,
 template <class T>
 void lambda_backward(Lambda form, const LambdaInputs<T>& in, const std::type_identity_t<View<const T, 1>>& dlambda,
                      const LambdaGradientViews<T>& gradients, GradientMode mode = GradientMode::assign) {
-  check<T>(form, in, dlambda);
-  constexpr const char* op = "differential_combine";
-  require_operand(op, "dlambda_q1", gradients.dlambda_q1, in.lambda_q1.extents());
-  require_operand(op, "dlambda_k1", gradients.dlambda_k1, in.lambda_k1.extents());
-  require_operand(op, "dlambda_q2", gradients.dlambda_q2, in.lambda_q2.extents());
-  require_operand(op, "dlambda_k2", gradients.dlambda_k2, in.lambda_k2.extents());
+  check(form, in, dlambda, gradients);
   switch (form) {
     case Lambda::sigmoid_sum: {
       const T d = sigmoid_derivative(detail::sum(in.lambda_q1)) * dlambda(0);
@@ -162,5 +169,14 @@ void lambda_backward(Lambda form, const LambdaInputs<T>& in, const std::type_ide
       break;
   }
 }
+
+// On a GPU, defined in lambda.cuh.
+template <class T>
+void lambda_forward(Lambda form, double lambda_init, const LambdaInputs<T, cuda>& in,
+                    const std::type_identity_t<View<T, 1, cuda>>& lambda);
+template <class T>
+void lambda_backward(Lambda form, const LambdaInputs<T, cuda>& in,
+                     const std::type_identity_t<View<const T, 1, cuda>>& dlambda,
+                     const LambdaGradientViews<T, cuda>& gradients, GradientMode mode = GradientMode::assign);
 
 }  // namespace diffmamba::differential_combine
