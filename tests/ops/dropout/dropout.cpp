@@ -22,7 +22,7 @@ TEST_CASE("dropout: an element is kept by its own word of the generator, scaled 
   const auto out = dropout::forward(x, options);
   Index dropped = 0;
   for (Index i = 0; i < x.size(); ++i) {
-    const auto word = options.random(static_cast<std::uint64_t>(i / 4))[static_cast<int>(i % 4)];
+    const auto word = options.random.get()(static_cast<std::uint64_t>(i / 4))[static_cast<int>(i % 4)];
     const bool kept = static_cast<double>(word) >= 0.3 * 4294967296.0 - 1;
     CHECK(out.data()[i] == doctest::Approx(kept ? x.data()[i] / 0.7 : 0.0).epsilon(1e-14));
     dropped += !kept;

@@ -46,8 +46,7 @@ void backward(const Inputs<T, Label>& in, const Saved<T>& saved,
   const Index rows = in.logits.extent(0), columns = in.logits.extent(1), size = vocabulary(columns, options);
   require_shape("cross_entropy", "saved.logsumexp", saved.logsumexp.view(), Extents<1>{rows});
   require_shape("cross_entropy", "dloss", dloss, Extents<1>{loss_size(rows, options)});
-  require_shape("cross_entropy", "dlogits", dlogits, Extents<2>{rows, columns});
-  require(dlogits.stride(1) == 1 || columns <= 1, "cross_entropy: the rows of dlogits must be contiguous");
+  check_gradient<T, Label, cpu>(in, dlogits);
   detail::for_row_tiles<T>(rows, size, [&](Index first, Index last, S* buffer) {
     for (Index i = first; i < last; ++i) {
       const Index label = in.labels(i);
@@ -56,8 +55,7 @@ void backward(const Inputs<T, Label>& in, const Saved<T>& saved,
         std::fill_n(to, columns, T(S(0)));
         continue;
       }
-      S scale = options.reduction == Reduction::none ? dloss(i) : dloss(0);
-      if (options.reduction == Reduction::mean) scale /= static_cast<S>(saved.kept);
+      const S scale = (options.reduction == Reduction::none ? dloss(i) : dloss(0)) * saved.weight(0);
       const S* x = detail::widen(in.logits.pointer(i), size, buffer);
       S* row = buffer;
       if constexpr (std::is_same_v<T, S>) row = to;
@@ -69,10 +67,10 @@ void backward(const Inputs<T, Label>& in, const Saved<T>& saved,
   });
 }
 
-template <class T, class Label>
-Tensor<T, 2> backward(const Inputs<T, Label>& in, const Saved<T>& saved,
-                      const std::type_identity_t<View<const accumulate_t<T>, 1>>& dloss) {
-  auto dlogits = Tensor<T, 2>::uninitialized(in.logits.extents());
+template <class T, class Label, Device D>
+Tensor<T, 2, D> backward(const Inputs<T, Label, D>& in, const Saved<T, D>& saved,
+                         const std::type_identity_t<View<const accumulate_t<T>, 1, D>>& dloss) {
+  auto dlogits = Tensor<T, 2, D>::uninitialized(in.logits.extents());
   backward(in, saved, dloss, dlogits);
   return dlogits;
 }
@@ -87,8 +85,7 @@ void forward_backward(const Inputs<T, Label>& in, const Options& options, const 
   const Index kept = check(in, options);
   const Index rows = in.logits.extent(0), columns = in.logits.extent(1), size = vocabulary(columns, options);
   require_shape("cross_entropy", "loss", outputs.loss, Extents<1>{loss_size(rows, options)});
-  require_shape("cross_entropy", "dlogits", dlogits, Extents<2>{rows, columns});
-  require(dlogits.stride(1) == 1 || columns <= 1, "cross_entropy: the rows of dlogits must be contiguous");
+  check_gradient<T, Label, cpu>(in, dlogits);
   const S dloss =
       static_cast<S>(options.reduction == Reduction::mean && kept > 0 ? scale / static_cast<double>(kept) : scale);
   const std::size_t mark = workspace.mark();
@@ -118,13 +115,28 @@ void forward_backward(const Inputs<T, Label>& in, const Options& options, const 
   workspace.reset(mark);
 }
 
+/// The same for a slice of the rows, with dloss = factor(0), and loss (+)= the sum of their losses.
 template <class T, class Label>
-Tensor<accumulate_t<T>, 1> forward_backward(const Inputs<T, Label>& in, const Options& options,
-                                            const std::type_identity_t<View<T, 2>>& dlogits, double scale = 1) {
+void forward_backward(const Inputs<T, Label>& in, const Options& options,
+                      const std::type_identity_t<View<T, 2>>& dlogits,
+                      const std::type_identity_t<View<const accumulate_t<T>, 1>>& factor,
+                      const std::type_identity_t<View<accumulate_t<T>, 1>>& loss, GradientMode mode,
+                      Workspace<cpu>& workspace) {
+  require(options.reduction == Reduction::sum, "cross_entropy: a slice gives the sum of its losses");
+  require_shape("cross_entropy", "loss", loss, Extents<1>{1});
+  accumulate_t<T> sum = 0;
+  forward_backward(in, options, Outputs<T>{.loss = View<accumulate_t<T>, 1>(&sum, {1})}, dlogits, workspace,
+                   static_cast<double>(factor(0)));
+  loss(0) = mode == GradientMode::add ? loss(0) + sum : sum;
+}
+
+template <class T, class Label, Device D>
+Tensor<accumulate_t<T>, 1, D> forward_backward(const Inputs<T, Label, D>& in, const Options& options,
+                                               const std::type_identity_t<View<T, 2, D>>& dlogits, double scale = 1) {
   const Index rows = in.logits.extent(0);
-  auto loss = Tensor<accumulate_t<T>, 1>::uninitialized({loss_size(rows, options)});
-  Workspace<cpu> workspace(workspace_bytes<T>(rows));
-  forward_backward(in, options, Outputs<T>{.loss = loss}, dlogits, workspace, scale);
+  auto loss = Tensor<accumulate_t<T>, 1, D>::uninitialized({loss_size(rows, options)});
+  Workspace<D> workspace(workspace_bytes<T>(rows));
+  forward_backward(in, options, Outputs<T, D>{.loss = loss}, dlogits, workspace, scale);
   return loss;
 }
 

@@ -2,9 +2,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <algorithm>  // std::copy_n, std::fill, std::max, std::min
-#include <cmath>      // std::log
-#include <limits>     // std::numeric_limits
+#include <algorithm>    // std::copy_n, std::fill, std::max, std::min
+#include <cmath>        // std::log
+#include <limits>       // std::numeric_limits
+#include <type_traits>  // std::type_identity_t
 
 #include "diffmamba/device/parallel.hpp"
 #include "diffmamba/device/workspace.hpp"
@@ -115,12 +116,6 @@ void reduce(const S* row_losses, Index rows, Index kept, const Options& options,
 
 }  // namespace detail
 
-/// What forward takes from its workspace.
-template <class T>
-std::size_t workspace_bytes(Index rows) {
-  return Workspace<cpu>::bytes_of<accumulate_t<T>>(rows);
-}
-
 /// Into the caller's memory; saved may be null. Allocates nothing (Saved of another size, and a row per thread for
 /// 16-bit logits, excepted).
 template <class T, class Label>
@@ -132,7 +127,9 @@ void forward(const Inputs<T, Label>& in, const Options& options, const Outputs<T
   require_shape("cross_entropy", "loss", outputs.loss, Extents<1>{loss_size(rows, options)});
   if (saved != nullptr) {
     if (!saved->logsumexp || saved->logsumexp.extent(0) != rows) saved->logsumexp = Tensor<S, 1>::uninitialized({rows});
-    saved->kept = kept;
+    if (!saved->weight) saved->weight = Tensor<S, 1>::uninitialized({1});
+    const bool mean = options.reduction == Reduction::mean;
+    saved->weight(0) = !mean ? S(1) : kept > 0 ? static_cast<S>(1 / static_cast<double>(kept)) : S(0);
     saved->options = options;
   }
   const std::size_t mark = workspace.mark();
@@ -156,13 +153,36 @@ void forward(const Inputs<T, Label>& in, const Options& options, const Outputs<T
   workspace.reset(mark);
 }
 
+/// loss (+)= the sum of the rows' losses.
 template <class T, class Label>
-Result<T> forward(const Inputs<T, Label>& in, const Options& options = {}) {
-  Result<T> result;
+void forward(const Inputs<T, Label>& in, const Options& options,
+             const std::type_identity_t<View<accumulate_t<T>, 1>>& loss, GradientMode mode, Workspace<cpu>& workspace) {
+  require(options.reduction == Reduction::sum, "cross_entropy: a slice gives the sum of its losses");
+  require_shape("cross_entropy", "loss", loss, Extents<1>{1});
+  accumulate_t<T> sum = 0;
+  forward(in, options, Outputs<T>{.loss = View<accumulate_t<T>, 1>(&sum, {1})}, static_cast<Saved<T>*>(nullptr),
+          workspace);
+  loss(0) = mode == GradientMode::add ? loss(0) + sum : sum;
+}
+
+/// factors (2): scale and 1, divided by the number of labels that are kept; 0 and NaN if there is none.
+template <class Label, class S>
+void kept_scale(const View<const Label, 1>& labels, const Options& options, double scale, const View<S, 1>& factors) {
+  require_shape("cross_entropy", "factors", factors, Extents<1>{2});
+  Index kept = 0;
+  for (Index i = 0; i < labels.extent(0); ++i) kept += labels(i) != options.ignore_index;
+  const double count = static_cast<double>(kept);
+  factors(0) = kept > 0 ? static_cast<S>(scale / count) : S(0);
+  factors(1) = kept > 0 ? static_cast<S>(1 / count) : std::numeric_limits<S>::quiet_NaN();
+}
+
+template <class T, class Label, Device D>
+Result<T, D> forward(const Inputs<T, Label, D>& in, const Options& options = {}) {
+  Result<T, D> result;
   const Index rows = in.logits.extent(0);
-  result.loss = Tensor<accumulate_t<T>, 1>::uninitialized({loss_size(rows, options)});
-  Workspace<cpu> workspace(workspace_bytes<T>(rows));
-  forward(in, options, Outputs<T>{.loss = result.loss}, &result.saved, workspace);
+  result.loss = Tensor<accumulate_t<T>, 1, D>::uninitialized({loss_size(rows, options)});
+  Workspace<D> workspace(workspace_bytes<T>(rows));
+  forward(in, options, Outputs<T, D>{.loss = result.loss}, &result.saved, workspace);
   return result;
 }
 

@@ -9,21 +9,22 @@
 namespace diffmamba::dropout {
 
 /// dx may be dout.
-template <class T, int Rank>
-void backward(const View<T, Rank>& dout, const Options& options,
-              const std::type_identity_t<View<std::remove_const_t<T>, Rank>>& dx) {
+template <class T, int Rank, Device D>
+void backward(const View<T, Rank, D>& dout, const Options& options,
+              const std::type_identity_t<View<std::remove_const_t<T>, Rank, D>>& dx) {
   forward(dout, options, dx);
 }
-template <class T, int Rank>
-void backward(const Tensor<T, Rank>& dout, const Options& options, const std::type_identity_t<View<T, Rank>>& dx) {
+template <class T, int Rank, Device D>
+void backward(const Tensor<T, Rank, D>& dout, const Options& options,
+              const std::type_identity_t<View<T, Rank, D>>& dx) {
   forward(dout.view(), options, dx);
 }
-template <class T, int Rank>
-Tensor<std::remove_const_t<T>, Rank> backward(const View<T, Rank>& dout, const Options& options) {
+template <class T, int Rank, Device D>
+Tensor<std::remove_const_t<T>, Rank, D> backward(const View<T, Rank, D>& dout, const Options& options) {
   return forward(dout, options);
 }
-template <class T, int Rank>
-Tensor<T, Rank> backward(const Tensor<T, Rank>& dout, const Options& options) {
+template <class T, int Rank, Device D>
+Tensor<T, Rank, D> backward(const Tensor<T, Rank, D>& dout, const Options& options) {
   return forward(dout.view(), options);
 }
 

@@ -23,9 +23,9 @@ void forward(const View<T, Rank>& x, const Options& options,
   const Index size = x.size();
   if (size == 0) return;
   const Index length = x.extent(Rank - 1), x_step = x.stride(Rank - 1), out_step = out.stride(Rank - 1);
-  // Words below the threshold drop. 2^32 p fits 33 bits: p = 1 drops every word.
-  const auto threshold = static_cast<std::uint64_t>(options.p * 4294967296.0);
-  const S scale = options.p < 1 ? static_cast<S>(1 / (1 - options.p)) : S(0);
+  const std::uint64_t least = threshold(options);
+  const S factor = scale<S>(options);
+  const Philox random = options.random.get();
   constexpr Index tile_size = 4096;  // whole blocks of four words
   parallel_for(tiles_of(size, tile_size), [&](Index tile) {
     const Index end = std::min((tile + 1) * tile_size, size);
@@ -39,27 +39,27 @@ void forward(const View<T, Rank>& x, const Options& options,
         to += index * out.stride(axis);
       }
       for (Index column = i % length; column < length && i < end; ++column, ++i) {
-        if (i % 4 == 0) words = options.random(static_cast<std::uint64_t>(i / 4));
-        const bool kept = words[static_cast<int>(i % 4)] >= threshold;
+        if (i % 4 == 0) words = random(static_cast<std::uint64_t>(i / 4));
+        const bool kept = words[static_cast<int>(i % 4)] >= least;
         out.data()[to + column * out_step] =
-            kept ? static_cast<Value>(static_cast<S>(x.data()[from + column * x_step]) * scale) : Value(S(0));
+            kept ? static_cast<Value>(static_cast<S>(x.data()[from + column * x_step]) * factor) : Value(S(0));
       }
     }
   });
 }
-template <class T, int Rank>
-void forward(const Tensor<T, Rank>& x, const Options& options, const std::type_identity_t<View<T, Rank>>& out) {
+template <class T, int Rank, Device D>
+void forward(const Tensor<T, Rank, D>& x, const Options& options, const std::type_identity_t<View<T, Rank, D>>& out) {
   forward(x.view(), options, out);
 }
 
-template <class T, int Rank>
-Tensor<std::remove_const_t<T>, Rank> forward(const View<T, Rank>& x, const Options& options) {
-  auto out = Tensor<std::remove_const_t<T>, Rank>::uninitialized(x.extents());
+template <class T, int Rank, Device D>
+Tensor<std::remove_const_t<T>, Rank, D> forward(const View<T, Rank, D>& x, const Options& options) {
+  auto out = Tensor<std::remove_const_t<T>, Rank, D>::uninitialized(x.extents());
   forward(x, options, out);
   return out;
 }
-template <class T, int Rank>
-Tensor<T, Rank> forward(const Tensor<T, Rank>& x, const Options& options) {
+template <class T, int Rank, Device D>
+Tensor<T, Rank, D> forward(const Tensor<T, Rank, D>& x, const Options& options) {
   return forward(x.view(), options);
 }
 

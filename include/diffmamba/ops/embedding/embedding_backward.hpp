@@ -42,10 +42,11 @@ void backward(const Inputs<T, Token>& in, const std::type_identity_t<View<const 
   });
 }
 
-template <class T, class Token>
-Tensor<accumulate_t<T>, 2> backward(const Inputs<T, Token>& in, const std::type_identity_t<View<const T, 3>>& dout) {
-  auto dweight = Tensor<accumulate_t<T>, 2>::uninitialized(in.weight.extents());
-  backward(in, dout, dweight);
+template <class T, class Token, Device D>
+Tensor<accumulate_t<T>, 2, D> backward(const Inputs<T, Token, D>& in,
+                                       const std::type_identity_t<View<const T, 3, D>>& dout) {
+  auto dweight = Tensor<accumulate_t<T>, 2, D>::uninitialized(in.weight.extents());
+  backward(in, dout, dweight.view());
   return dweight;
 }
 

@@ -26,10 +26,10 @@ void forward(const Inputs<T, Token>& in, const std::type_identity_t<View<T, 3>>&
   });
 }
 
-template <class T, class Token>
-Tensor<T, 3> forward(const Inputs<T, Token>& in) {
-  auto out = Tensor<T, 3>::uninitialized({in.tokens.extent(0), in.tokens.extent(1), in.weight.extent(1)});
-  forward(in, out);
+template <class T, class Token, Device D>
+Tensor<T, 3, D> forward(const Inputs<T, Token, D>& in) {
+  auto out = Tensor<T, 3, D>::uninitialized({in.tokens.extent(0), in.tokens.extent(1), in.weight.extent(1)});
+  forward(in, out.view());
   return out;
 }
 

@@ -2,6 +2,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <string>  // std::string
+#include <vector>  // std::vector
+
 #include "diffmamba/core/dtype.hpp"
 #include "diffmamba/core/error.hpp"
 #include "diffmamba/device/parallel.hpp"
@@ -20,6 +23,9 @@
 /// Any size may be zero; with k = 0, c = beta c. The bits of the result depend on sizes, strides of b and a and the
 /// build only, never on the number of threads. Packing buffers are kept by each thread and bounded, so that in a steady
 /// state nothing is allocated.
+///
+/// On a GPU (matmul_forward.cuh) the same calls go to the current stream, and the bits depend on sizes, strides,
+/// alignment and the GPU only: every way that is taken sums in a fixed order.
 namespace diffmamba {
 
 struct MatmulOptions {
@@ -38,10 +44,32 @@ inline MatmulCount& matmul_count() {
   return count;
 }
 
+/// How float matrices are multiplied on a GPU: exactly (the default), or by tensor cores with 10-bit mantissas. A
+/// setting of the calling thread; 16-bit operands are multiplied exactly in either.
+enum class FloatProduct { float32, tf32 };
+inline FloatProduct& float_product_of_thread() {
+  thread_local FloatProduct mode = FloatProduct::float32;
+  return mode;
+}
+
+/// What was chosen for a product on a GPU, for whoever wants to know where the time goes.
+struct MatmulPlan {
+  Index m, n, k, batch;
+  Dtype a, b, c;
+  bool a_turned, b_turned;                                            // a and b^T lie in rows when not turned
+  int algorithm = 0, tile = 0, stages = 0, cluster = 0, split_k = 0;  // cuBLASLt's numbers
+  std::size_t workspace = 0;
+  float waves = 0;
+};
+
+/// The products that cuBLASLt has planned so far in this process, in the order of their shapes.
+template <class = void>
+std::vector<MatmulPlan> matmul_plans();
+
 namespace detail {
 
-template <class A, class B, class C, int Rank>
-void check_matmul(const View<A, Rank>& a, const View<B, Rank>& b, const View<C, Rank>& c) {
+template <class A, class B, class C, int Rank, class D>
+void check_matmul(const View<A, Rank, D>& a, const View<B, Rank, D>& b, const View<C, Rank, D>& c) {
   static_assert(Rank == 2 || Rank == 3, "matmul: operands are matrices (rank 2) or batches of them (rank 3)");
   static_assert(!std::is_const_v<C>, "matmul: the result cannot be written");
   constexpr int row = Rank - 2, column = Rank - 1;
@@ -54,5 +82,61 @@ void check_matmul(const View<A, Rank>& a, const View<B, Rank>& b, const View<C, 
             ", ", b.extent(0), " and ", c.extent(0), " matrices");
 }
 
+/// A matrix in GPU memory, or a batch of them, whose element type is data.
+struct GpuMatrix {
+  void* data;
+  Dtype type;
+  Index rows, columns;
+  Index row, column, batch;  // strides
+};
+template <class T, int Rank>
+GpuMatrix gpu_matrix(const View<T, Rank, cuda>& x) {
+  static_assert(Rank == 2 || Rank == 3);
+  return {const_cast<std::remove_const_t<T>*>(x.data()),
+          dtype_of<T>,
+          x.extent(Rank - 2),
+          x.extent(Rank - 1),
+          x.stride(Rank - 2),
+          x.stride(Rank - 1),
+          Rank == 3 ? x.stride(0) : 0};
+}
+
+/// c = alpha a b + beta c + bias on the current stream; bias, of accumulate_t of c's type, has one element per column
+/// of c, or is null. Sizes have been checked.
+template <class = void>
+void multiply_on_gpu(const GpuMatrix& a, const GpuMatrix& b, const GpuMatrix& c, Index batch,
+                     const MatmulOptions& options, const void* bias = nullptr, Index bias_stride = 1);
+
+/// A tensor or view in GPU memory.
+template <class X>
+concept OnGpu = requires(X& x) {
+  as_view(x);
+  requires std::is_same_v<typename std::remove_reference_t<X>::device_type, cuda>;
+};
+
 }  // namespace detail
+
+/// The same on a GPU, in the order of the current stream. Element types are float, double, bfloat16 and half; a and b
+/// have the same one, or one is float and the other 16 bits wide; c has one of theirs, or float.
+template <detail::OnGpu A, detail::OnGpu B, detail::OnGpu C>
+void matmul(const A& a, const B& b, C&& c, const MatmulOptions& options = {}) {
+  const auto left = as_view(a);
+  const auto right = as_view(b);
+  const auto result = as_view(c);
+  detail::check_matmul(left, right, result);
+  constexpr int rank = A::rank;
+  matmul_count().calls += 1;
+  matmul_count().flops += 2 * left.size() * right.extent(rank - 1);
+  detail::multiply_on_gpu(detail::gpu_matrix(left), detail::gpu_matrix(right), detail::gpu_matrix(result),
+                          rank == 3 ? left.extent(0) : 1, options);
+}
+template <detail::OnGpu A, detail::OnGpu B>
+auto matmul(const A& a, const B& b) {
+  auto extents = a.extents();
+  extents[A::rank - 1] = b.extent(A::rank - 1);
+  auto result = Tensor<typename A::value_type, A::rank, cuda>::uninitialized(extents);
+  matmul(a, b, result);
+  return result;
+}
+
 }  // namespace diffmamba
