@@ -191,11 +191,4 @@ inline T* row_pointer(const View<T, 2>& view, Index row) {
   return view.data() + (row / length) * view.stride(0) + (row % length) * view.stride(1);
 }
 
-/// Address of a row of one of the pieces that channels lie in.
-template <class T>
-inline T* row_pointer(const View<T, 4>& view, Index row, Index piece) {
-  const Index length = view.extent(1);
-  return view.data() + (row / length) * view.stride(0) + (row % length) * view.stride(1) + piece * view.stride(2);
-}
-
 }  // namespace diffmamba::detail

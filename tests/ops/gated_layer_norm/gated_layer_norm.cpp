@@ -45,8 +45,8 @@ TEST_CASE("gated_layer_norm: the formula, groups that divide no register") {
 TEST_CASE("gated_layer_norm: gradients of every input") {
   test::gated_norm_gradients<Norm>();
 }
-TEST_CASE("gated_layer_norm: two paths in pieces, in place, without allocating") {
-  test::gated_norm_pieces_in_place<Norm>();
+TEST_CASE("gated_layer_norm: a slice, in place, without allocating") {
+  test::gated_norm_slices_in_place<Norm>();
 }
 TEST_CASE("gated_layer_norm: float and bfloat16 against double, the same bits on one and two threads") {
   test::gated_norm_types_and_threads<Norm>();

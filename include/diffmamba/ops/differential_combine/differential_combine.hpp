@@ -2,6 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <type_traits>  // std::type_identity_t
+
 #include "diffmamba/core/gradient_mode.hpp"
 #include "diffmamba/device/workspace.hpp"
 #include "diffmamba/ops/contract.hpp"                     // require_operand
@@ -131,5 +133,17 @@ void check(const Inputs<T, DeviceType>& in, const Options& options, const Output
 //   Gradients backward(in, saved, {.dout = ...});
 //   void backward(in, saved, upstream, gradients, workspace, mode = GradientMode::assign);
 //   std::size_t workspace_bytes(in);                                        of backward; forward needs none
+
+// On a GPU, defined in differential_combine_forward.cuh and differential_combine_backward.cuh.
+template <class T>
+void forward(const Inputs<T, cuda>& in, const Options& options, const OutputViews<T, cuda>& outputs,
+             std::type_identity_t<Saved<T, cuda>>* saved);
+template <class T>
+std::size_t workspace_bytes(const Inputs<T, cuda>& in);
+template <class T>
+void backward(const Inputs<T, cuda>& in, const Saved<T, cuda>& saved,
+              const std::type_identity_t<OutputGradients<T, cuda>>& upstream,
+              const std::type_identity_t<GradientViews<T, cuda>>& gradients, Workspace<cuda>& workspace,
+              GradientMode mode = GradientMode::assign);
 
 }  // namespace diffmamba::differential_combine

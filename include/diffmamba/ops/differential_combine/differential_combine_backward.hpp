@@ -138,23 +138,23 @@ void backward(const Inputs<T>& in, const Saved<T>& saved, const std::type_identi
   workspace.reset(mark);
 }
 
-template <class T>
-Gradients<T> backward(const Inputs<T>& in, const Saved<T>& saved,
-                      const std::type_identity_t<OutputGradients<T>>& upstream) {
+template <class T, Device D = cpu>
+Gradients<T, D> backward(const Inputs<T, D>& in, const Saved<T, D>& saved,
+                         const std::type_identity_t<OutputGradients<T, D>>& upstream) {
   using A = accumulate_t<T>;
-  Gradients<T> d;
-  d.dy1 = Tensor<T, 3>::uninitialized(in.y1.extents());
-  d.dy2 = Tensor<T, 3>::uninitialized(in.y1.extents());
-  if (in.lambda) d.dlambda = Tensor<A, 1>::uninitialized(in.lambda.extents());
-  if (in.norm_weight) d.dnorm_weight = Tensor<A, 1>::uninitialized(in.norm_weight.extents());
-  if (in.subln_weight) d.dsubln_weight = Tensor<A, 1>::uninitialized(in.subln_weight.extents());
-  Workspace<cpu> workspace(workspace_bytes(in));
+  Gradients<T, D> d;
+  d.dy1 = Tensor<T, 3, D>::uninitialized(in.y1.extents());
+  d.dy2 = Tensor<T, 3, D>::uninitialized(in.y1.extents());
+  if (in.lambda) d.dlambda = Tensor<A, 1, D>::uninitialized(in.lambda.extents());
+  if (in.norm_weight) d.dnorm_weight = Tensor<A, 1, D>::uninitialized(in.norm_weight.extents());
+  if (in.subln_weight) d.dsubln_weight = Tensor<A, 1, D>::uninitialized(in.subln_weight.extents());
+  Workspace<D> workspace(workspace_bytes(in));
   backward<T>(in, saved, upstream,
-              GradientViews<T>{.dy1 = d.dy1,
-                               .dy2 = d.dy2,
-                               .dlambda = d.dlambda,
-                               .dnorm_weight = d.dnorm_weight,
-                               .dsubln_weight = d.dsubln_weight},
+              GradientViews<T, D>{.dy1 = d.dy1,
+                                  .dy2 = d.dy2,
+                                  .dlambda = d.dlambda,
+                                  .dnorm_weight = d.dnorm_weight,
+                                  .dsubln_weight = d.dsubln_weight},
               workspace);
   return d;
 }

@@ -138,11 +138,11 @@ void forward(const Inputs<T>& in, const Options& options, const OutputViews<T>& 
   });
 }
 
-template <class T>
-Outputs<T> forward(const Inputs<T>& in, const Options& options = {}) {
-  Outputs<T> result;
-  result.out = Tensor<T, 3>::uninitialized(in.y1.extents());
-  forward<T>(in, options, OutputViews<T>{.out = result.out}, &result.saved);
+template <class T, Device DeviceType = cpu>
+Outputs<T, DeviceType> forward(const Inputs<T, DeviceType>& in, const Options& options = {}) {
+  Outputs<T, DeviceType> result;
+  result.out = Tensor<T, 3, DeviceType>::uninitialized(in.y1.extents());
+  forward<T>(in, options, OutputViews<T, DeviceType>{.out = result.out}, &result.saved);
   return result;
 }
 

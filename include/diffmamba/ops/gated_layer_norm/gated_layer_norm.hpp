@@ -2,6 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <type_traits>  // std::type_identity_t
+
 #include "diffmamba/ops/gated_rms_norm/gated_rms_norm.hpp"  // the same inputs, outputs and options
 
 /// Layer normalisation of groups of consecutive channels, with a gate: gated_rms_norm, whose inputs, outputs, options
@@ -38,5 +40,16 @@ struct Outputs {
 //   Gradients backward(in, saved, {.dout = ...});
 //   void backward(in, saved, upstream, gradients, workspace, mode = GradientMode::assign);
 //   std::size_t workspace_bytes(in);                                        of backward; forward needs none
+
+// On a GPU, defined in gated_layer_norm_forward.cuh and gated_layer_norm_backward.cuh.
+template <class T>
+void forward(const Inputs<T, cuda>& in, const Options& options, const OutputViews<T, cuda>& outputs,
+             std::type_identity_t<Saved<T, cuda>>* saved);
+using gated_rms_norm::workspace_bytes;
+template <class T>
+void backward(const Inputs<T, cuda>& in, const Saved<T, cuda>& saved,
+              const std::type_identity_t<OutputGradients<T, cuda>>& upstream,
+              const std::type_identity_t<GradientViews<T, cuda>>& gradients, Workspace<cuda>& workspace,
+              GradientMode mode = GradientMode::assign);
 
 }  // namespace diffmamba::gated_layer_norm

@@ -22,11 +22,11 @@ void backward(const Inputs<T>& in, const Saved<T>& saved, const std::type_identi
                                                        workspace, mode);
 }
 
-template <class T>
-Gradients<T> backward(const Inputs<T>& in, const Saved<T>& saved,
-                      const std::type_identity_t<OutputGradients<T>>& upstream) {
-  Gradients<T> result = gated_rms_norm::detail::allocate_gradients(in);
-  Workspace<cpu> workspace(workspace_bytes(in));
+template <class T, Device DeviceType = cpu>
+Gradients<T, DeviceType> backward(const Inputs<T, DeviceType>& in, const Saved<T, DeviceType>& saved,
+                                  const std::type_identity_t<OutputGradients<T, DeviceType>>& upstream) {
+  auto result = gated_rms_norm::detail::allocate_gradients(in);
+  Workspace<DeviceType> workspace(workspace_bytes(in));
   gated_layer_norm::backward<T>(in, saved, upstream, gated_rms_norm::detail::views_of(result), workspace);
   return result;
 }

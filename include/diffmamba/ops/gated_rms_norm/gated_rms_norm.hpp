@@ -2,10 +2,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <type_traits>  // std::type_identity_t
+
 #include "diffmamba/core/gradient_mode.hpp"
 #include "diffmamba/device/workspace.hpp"
 #include "diffmamba/ops/contract.hpp"  // require_operand
-#include "diffmamba/tensor/channel_view.hpp"
 
 /// Root mean square normalisation of groups of consecutive channels, with a gate: Mamba-2's norm before its output
 /// projection (arXiv 2405.21060; RMSNormGated of the official package).
@@ -14,8 +15,7 @@
 ///   norm_before_gate:   out = (norm(x) * weight + bias) * silu(z)
 ///   else:               out = norm(x * silu(z)) * weight + bias
 ///
-/// The two paths of a differential block are twice the groups of one. They may lie in pieces (ChannelView), as z does
-/// in the output of the common projection; a group lies inside a piece.
+/// The two paths of a differential block are twice the groups of one.
 namespace diffmamba::gated_rms_norm {
 
 struct Options {
@@ -26,16 +26,16 @@ struct Options {
 
 template <class T, Device DeviceType = cpu>
 struct Inputs {
-  RequiredChannelView<const T, DeviceType> x;                 // (batch, length, channels)
+  RequiredView<const T, 3, DeviceType> x;                     // (batch, length, channels)
   RequiredView<const accumulate_t<T>, 1, DeviceType> weight;  // (channels)
-  ChannelView<const T, DeviceType> z = {};                    // (batch, length, channels), else no gate
+  View<const T, 3, DeviceType> z = {};                        // (batch, length, channels), else no gate
   View<const accumulate_t<T>, 1, DeviceType> bias = {};       // (channels)
 };
 
 /// Where forward writes. out may be the memory of x (if no backward follows).
 template <class T, Device DeviceType = cpu>
 struct OutputViews {
-  RequiredChannelView<T, DeviceType> out;  // (batch, length, channels)
+  RequiredView<T, 3, DeviceType> out;  // (batch, length, channels)
 };
 
 /// 1 / sqrt(mean + eps) of each group: 4 bytes per token and group (8 in double).
@@ -53,7 +53,7 @@ struct Outputs {
 
 template <class T, Device DeviceType = cpu>
 struct OutputGradients {
-  RequiredChannelView<const T, DeviceType> dout;  // (batch, length, channels)
+  RequiredView<const T, 3, DeviceType> dout;  // (batch, length, channels)
 };
 
 /// dL/d(input), empty where the input was absent.
@@ -67,7 +67,7 @@ struct Gradients {
 /// backward concerns dweight and dbias.
 template <class T, Device DeviceType = cpu>
 struct GradientViews {
-  ChannelView<T, DeviceType> dx = {}, dz = {};
+  View<T, 3, DeviceType> dx = {}, dz = {};
   View<accumulate_t<T>, 1, DeviceType> dweight = {}, dbias = {};
 };
 
@@ -81,38 +81,34 @@ inline Index group_count(Index channels, const Options& options) {
 
 /// Throws Error, naming the argument and both shapes.
 template <class T, Device DeviceType>
-void check(const Inputs<T, DeviceType>& in, const Options& options, Index paths, const char* op = "gated_rms_norm") {
+void check(const Inputs<T, DeviceType>& in, const Options& options, const char* op = "gated_rms_norm") {
   const Extents<3> shape = in.x.extents();
   const Index channels = shape[2], size = options.group_size;
   require(options.eps >= 0, op, ": eps is ", options.eps, ", expected 0 or more");
   require(size >= 0 && (size == 0 || channels % size == 0), op, ": group_size ", size, " does not divide ", channels,
           " channels (x: ", shape, ")");
-  require(paths == 1 || channels == 0 || channels / paths % group_size(channels, options) == 0, op, ": a group of ",
-          group_size(channels, options), " channels does not fit into one of ", paths, " pieces of ", channels / paths);
-  require_operand(op, "x", in.x, shape, paths);
+  require_operand(op, "x", in.x, shape);
   require_operand(op, "weight", in.weight, Extents{channels});
-  require_operand(op, "z", in.z, shape, paths);
+  require_operand(op, "z", in.z, shape);
   require_operand(op, "bias", in.bias, Extents{channels});
 }
 
 template <class T, Device DeviceType>
 void check(const Inputs<T, DeviceType>& in, const Options& options, const OutputViews<T, DeviceType>& outputs,
            const char* op = "gated_rms_norm") {
-  const Index paths = most_paths(in.x, in.z, outputs.out);
-  check(in, options, paths, op);
-  require_operand(op, "out", outputs.out, in.x.extents(), paths);
+  check(in, options, op);
+  require_operand(op, "out", outputs.out, in.x.extents());
 }
 
 template <class T, Device DeviceType>
 void check(const Inputs<T, DeviceType>& in, const Options& options, const OutputGradients<T, DeviceType>& upstream,
            const GradientViews<T, DeviceType>& gradients, const char* op = "gated_rms_norm") {
   const Extents<3> shape = in.x.extents();
-  const Index paths = most_paths(in.x, in.z, upstream.dout, gradients.dx, gradients.dz);
-  check(in, options, paths, op);
-  require_operand(op, "dout", upstream.dout, shape, paths);
-  require_operand(op, "dx", gradients.dx, shape, paths);
+  check(in, options, op);
+  require_operand(op, "dout", upstream.dout, shape);
+  require_operand(op, "dx", gradients.dx, shape);
   require(in.z || !gradients.dz, op, ": dz is asked for without z");
-  require_operand(op, "dz", gradients.dz, shape, paths);
+  require_operand(op, "dz", gradients.dz, shape);
   require_operand(op, "dweight", gradients.dweight, Extents{shape[2]});
   require_operand(op, "dbias", gradients.dbias, Extents{shape[2]});
 }
@@ -124,5 +120,17 @@ void check(const Inputs<T, DeviceType>& in, const Options& options, const Output
 //   Gradients backward(in, saved, {.dout = ...});
 //   void backward(in, saved, upstream, gradients, workspace, mode = GradientMode::assign);
 //   std::size_t workspace_bytes(in);                                        of backward; forward needs none
+
+// On a GPU, defined in gated_rms_norm_forward.cuh and gated_rms_norm_backward.cuh.
+template <class T>
+void forward(const Inputs<T, cuda>& in, const Options& options, const OutputViews<T, cuda>& outputs,
+             std::type_identity_t<Saved<T, cuda>>* saved);
+template <class T>
+std::size_t workspace_bytes(const Inputs<T, cuda>& in);
+template <class T>
+void backward(const Inputs<T, cuda>& in, const Saved<T, cuda>& saved,
+              const std::type_identity_t<OutputGradients<T, cuda>>& upstream,
+              const std::type_identity_t<GradientViews<T, cuda>>& gradients, Workspace<cuda>& workspace,
+              GradientMode mode = GradientMode::assign);
 
 }  // namespace diffmamba::gated_rms_norm

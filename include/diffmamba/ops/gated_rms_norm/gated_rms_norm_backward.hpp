@@ -34,13 +34,7 @@ void gated_norm_backward(const Inputs<T>& in, const Options& options, const View
   const Index channels = in.x.extent(2), rows = in.x.extent(0) * in.x.extent(1);
   if (channels == 0) return;
   const Index tile_rows = rows_per_tile(rows), tiles = gradient_tiles(in);
-  const Index paths = most_paths(in.x, in.z, upstream.dout, gradients.dx, gradients.dz);
-  const Index size = group_size(channels, options), groups = channels / paths / size;  // groups of one piece
-  const auto cut = [paths](const auto& view) {
-    return view ? view.pieces(paths) : typename std::remove_cvref_t<decltype(view)>::Pieces{};
-  };
-  const auto x_view = cut(in.x), z_view = cut(in.z), dout_view = cut(upstream.dout);
-  const auto dx_view = cut(gradients.dx), dz_view = cut(gradients.dz);
+  const Index size = group_size(channels, options), groups = channels / size;
   const A per_channel = A(1) / static_cast<A>(size);
   const bool has_z = bool(in.z), norm_first = options.norm_before_gate;
 
@@ -53,16 +47,15 @@ void gated_norm_backward(const Inputs<T>& in, const Options& options, const View
     A* const dw_line = dweight ? dweight.start(tile) : nullptr;
     A* const db_line = dbias ? dbias.start(tile) : nullptr;
     for (Index row = tile * tile_rows; row < std::min(rows, (tile + 1) * tile_rows); ++row)
-      for (Index g = 0; g < paths * groups; ++g) {
-        const Index piece = g / groups, first = g % groups * size, batch = row / in.x.extent(1),
-                    t = row % in.x.extent(1);
-        const T* const x = row_pointer(x_view, row, piece) + first;
-        const T* const z = has_z ? row_pointer(z_view, row, piece) + first : nullptr;
-        const T* const dout = row_pointer(dout_view, row, piece) + first;
-        T* const dx = dx_view ? row_pointer(dx_view, row, piece) + first : nullptr;
-        T* const dz = dz_view ? row_pointer(dz_view, row, piece) + first : nullptr;
-        const A* const weight = in.weight.data() + g * size;
-        const A* const bias = in.bias ? in.bias.data() + g * size : nullptr;
+      for (Index g = 0; g < groups; ++g) {
+        const Index first = g * size, batch = row / in.x.extent(1), t = row % in.x.extent(1);
+        const T* const x = row_pointer<const T>(in.x, row) + first;
+        const T* const z = has_z ? row_pointer(in.z, row) + first : nullptr;
+        const T* const dout = row_pointer<const T>(upstream.dout, row) + first;
+        T* const dx = gradients.dx ? row_pointer(gradients.dx, row) + first : nullptr;
+        T* const dz = gradients.dz ? row_pointer(gradients.dz, row) + first : nullptr;
+        const A* const weight = in.weight.data() + first;
+        const A* const bias = in.bias ? in.bias.data() + first : nullptr;
         const A rstd = rstd_in(batch, t, g);
         A mean = 0;
         if constexpr (Centred) mean = mean_in(batch, t, g);
@@ -98,7 +91,7 @@ void gated_norm_backward(const Inputs<T>& in, const Options& options, const View
           g_sums += v.g;
           gh_sums += v.g * v.h;
           // Lines are padded only behind the last channel: a tail inside them is added by its own lanes.
-          const Index line = g * size + c;
+          const Index line = first + c;
           if (dw_line) block.store(dw_line + line, ChannelLanes<A>(block.load(dw_line + line) + v.dy * v.h));
           if (db_line) block.store(db_line + line, ChannelLanes<A>(block.load(db_line + line) + v.dy));
         });
@@ -129,18 +122,18 @@ void gated_norm_backward(const Inputs<T>& in, const Options& options, const View
 }
 
 /// The memory of the returning forms, of both gated norms.
-template <class T>
-Gradients<T> allocate_gradients(const Inputs<T>& in) {
+template <class T, Device D>
+Gradients<T, D> allocate_gradients(const Inputs<T, D>& in) {
   using A = accumulate_t<T>;
-  Gradients<T> d;
-  d.dx = Tensor<T, 3>::uninitialized(in.x.extents());
-  if (in.z) d.dz = Tensor<T, 3>::uninitialized(in.x.extents());
-  d.dweight = Tensor<A, 1>::uninitialized(Extents{in.x.extent(2)});
-  if (in.bias) d.dbias = Tensor<A, 1>::uninitialized(Extents{in.x.extent(2)});
+  Gradients<T, D> d;
+  d.dx = Tensor<T, 3, D>::uninitialized(in.x.extents());
+  if (in.z) d.dz = Tensor<T, 3, D>::uninitialized(in.x.extents());
+  d.dweight = Tensor<A, 1, D>::uninitialized(Extents{in.x.extent(2)});
+  if (in.bias) d.dbias = Tensor<A, 1, D>::uninitialized(Extents{in.x.extent(2)});
   return d;
 }
-template <class T>
-GradientViews<T> views_of(Gradients<T>& d) {
+template <class T, Device D>
+GradientViews<T, D> views_of(Gradients<T, D>& d) {
   return {.dx = d.dx, .dz = d.dz, .dweight = d.dweight, .dbias = d.dbias};
 }
 
@@ -163,11 +156,11 @@ void backward(const Inputs<T>& in, const Saved<T>& saved, const std::type_identi
   detail::gated_norm_backward<false, T>(in, saved.options, {}, saved.rstd, upstream, gradients, workspace, mode);
 }
 
-template <class T>
-Gradients<T> backward(const Inputs<T>& in, const Saved<T>& saved,
-                      const std::type_identity_t<OutputGradients<T>>& upstream) {
-  Gradients<T> result = detail::allocate_gradients(in);
-  Workspace<cpu> workspace(workspace_bytes(in));
+template <class T, Device DeviceType = cpu>
+Gradients<T, DeviceType> backward(const Inputs<T, DeviceType>& in, const Saved<T, DeviceType>& saved,
+                                  const std::type_identity_t<OutputGradients<T, DeviceType>>& upstream) {
+  auto result = detail::allocate_gradients(in);
+  Workspace<DeviceType> workspace(workspace_bytes(in));
   backward<T>(in, saved, upstream, detail::views_of(result), workspace);
   return result;
 }

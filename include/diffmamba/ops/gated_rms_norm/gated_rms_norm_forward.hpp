@@ -26,10 +26,7 @@ void gated_norm_forward(const Inputs<T>& in, const Options& options, const Outpu
   using A = accumulate_t<T>;
   const Index channels = in.x.extent(2), rows = in.x.extent(0) * in.x.extent(1);
   if (channels == 0) return;
-  const Index paths = most_paths(in.x, in.z, outputs.out), size = group_size(channels, options);
-  const Index groups = channels / paths / size;  // of one piece
-  const View<const T, 4> x_view = in.x.pieces(paths), z_view = in.z ? in.z.pieces(paths) : View<const T, 4>{};
-  const View<T, 4> out_view = outputs.out.pieces(paths);
+  const Index size = group_size(channels, options), groups = channels / size;
   const A per_channel = A(1) / static_cast<A>(size), eps = static_cast<A>(options.eps);
   const bool gate_first = in.z && !options.norm_before_gate, gate_last = in.z && options.norm_before_gate;
   const Index tile_rows = std::max<Index>(1, (Index{1} << 14) / channels);
@@ -37,13 +34,13 @@ void gated_norm_forward(const Inputs<T>& in, const Options& options, const Outpu
   parallel_for(tiles_of(rows, tile_rows), [&](Index tile) {
     alignas(64) A buffer[kept_channels];
     for (Index row = tile * tile_rows; row < std::min(rows, (tile + 1) * tile_rows); ++row)
-      for (Index g = 0; g < paths * groups; ++g) {
-        const Index piece = g / groups, first = g % groups * size;
-        const T* const x = row_pointer(x_view, row, piece) + first;
-        const T* const z = in.z ? row_pointer(z_view, row, piece) + first : nullptr;
-        T* const out = row_pointer(out_view, row, piece) + first;
-        const A* const weight = in.weight.data() + g * size;
-        const A* const bias = in.bias ? in.bias.data() + g * size : nullptr;
+      for (Index g = 0; g < groups; ++g) {
+        const Index first = g * size;
+        const T* const x = row_pointer<const T>(in.x, row) + first;
+        const T* const z = in.z ? row_pointer(in.z, row) + first : nullptr;
+        T* const out = row_pointer<T>(outputs.out, row) + first;
+        const A* const weight = in.weight.data() + first;
+        const A* const bias = in.bias ? in.bias.data() + first : nullptr;
 
         // What is normalised: x, or x silu(z).
         const auto gated = [&](Index c, auto block) -> ChannelLanes<A> {
@@ -112,11 +109,11 @@ void forward(const Inputs<T>& in, const Options& options, const OutputViews<T>& 
   detail::gated_norm_forward<false, T>(in, options, outputs, {}, rstd);
 }
 
-template <class T>
-Outputs<T> forward(const Inputs<T>& in, const Options& options = {}) {
-  Outputs<T> result;
-  result.out = Tensor<T, 3>::uninitialized(in.x.extents());
-  forward<T>(in, options, OutputViews<T>{.out = result.out}, &result.saved);
+template <class T, Device DeviceType = cpu>
+Outputs<T, DeviceType> forward(const Inputs<T, DeviceType>& in, const Options& options = {}) {
+  Outputs<T, DeviceType> result;
+  result.out = Tensor<T, 3, DeviceType>::uninitialized(in.x.extents());
+  forward<T>(in, options, OutputViews<T, DeviceType>{.out = result.out}, &result.saved);
   return result;
 }
 

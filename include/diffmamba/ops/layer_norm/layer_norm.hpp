@@ -2,6 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <type_traits>  // std::type_identity_t
+
 #include "diffmamba/ops/rms_norm/rms_norm.hpp"  // the same inputs, outputs and options
 
 /// Layer normalisation (arXiv 1607.06450), fused with the addition of the residual stream like rms_norm, whose inputs,
@@ -42,5 +44,16 @@ struct Outputs {
 //   Gradients backward(in, saved, {.dout = ..., .dresidual_out = ...});
 //   void backward(in, saved, upstream, gradients, workspace, mode = GradientMode::assign);
 //   std::size_t workspace_bytes(in);                                        of backward; forward needs none
+
+// On a GPU, defined in layer_norm_forward.cuh and layer_norm_backward.cuh.
+template <class T>
+void forward(const Inputs<T, cuda>& in, const Options& options, const OutputViews<T, cuda>& outputs,
+             std::type_identity_t<Saved<T, cuda>>* saved);
+using rms_norm::workspace_bytes;
+template <class T>
+void backward(const Inputs<T, cuda>& in, const Saved<T, cuda>& saved,
+              const std::type_identity_t<OutputGradients<T, cuda>>& upstream,
+              const std::type_identity_t<GradientViews<T, cuda>>& gradients, Workspace<cuda>& workspace,
+              GradientMode mode = GradientMode::assign);
 
 }  // namespace diffmamba::layer_norm

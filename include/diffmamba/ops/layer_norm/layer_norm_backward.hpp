@@ -22,12 +22,12 @@ void backward(const Inputs<T>& in, const Saved<T>& saved, const std::type_identi
                                                workspace, mode);
 }
 
-template <class T>
-Gradients<T> backward(const Inputs<T>& in, const Saved<T>& saved,
-                      const std::type_identity_t<OutputGradients<T>>& upstream) {
-  rms_norm::check(in, saved.options, upstream, GradientViews<T>{}, "layer_norm");
-  Gradients<T> result = rms_norm::detail::allocate_gradients(in);
-  Workspace<cpu> workspace(workspace_bytes(in));
+template <class T, Device DeviceType = cpu>
+Gradients<T, DeviceType> backward(const Inputs<T, DeviceType>& in, const Saved<T, DeviceType>& saved,
+                                  const std::type_identity_t<OutputGradients<T, DeviceType>>& upstream) {
+  rms_norm::check(in, saved.options, upstream, GradientViews<T, DeviceType>{}, "layer_norm");
+  auto result = rms_norm::detail::allocate_gradients(in);
+  Workspace<DeviceType> workspace(workspace_bytes(in));
   layer_norm::backward<T>(in, saved, upstream, rms_norm::detail::views_of(result), workspace);
   return result;
 }

@@ -25,12 +25,12 @@ void forward(const Inputs<T>& in, const Options& options, const OutputViews<T>& 
   rms_norm::detail::add_norm_forward<true, T>(in, options, outputs, mean, rstd);
 }
 
-template <class T>
-Outputs<T> forward(const Inputs<T>& in, const Options& options = {}) {
+template <class T, Device DeviceType = cpu>
+Outputs<T, DeviceType> forward(const Inputs<T, DeviceType>& in, const Options& options = {}) {
   rms_norm::check(in, options, "layer_norm");
-  Outputs<T> result;
+  Outputs<T, DeviceType> result;
   rms_norm::detail::allocate_outputs(in, options, result);
-  layer_norm::forward<T>(in, options, rms_norm::detail::views_of<T>(result), &result.saved);
+  layer_norm::forward<T>(in, options, rms_norm::detail::views_of<T, DeviceType>(result), &result.saved);
   return result;
 }
 

@@ -121,24 +121,24 @@ void add_norm_backward(const Inputs<T>& in, const Options& options, const View<c
 }
 
 /// The memory of the returning forms, of both norms.
-template <class T>
-Gradients<T> allocate_gradients(const Inputs<T>& in) {
+template <class T, Device D>
+Gradients<T, D> allocate_gradients(const Inputs<T, D>& in) {
   using A = accumulate_t<T>;
   const Extents<3> shape = in.x.extents();
   const Extents<1> channels{shape[2]};
-  Gradients<T> d;
-  d.dx = Tensor<T, 3>::uninitialized(shape);
-  if (in.x1) d.dx1 = Tensor<T, 3>::uninitialized(shape);
-  if (in.residual) d.dresidual = Tensor<A, 3>::uninitialized(shape);
-  d.dweight = Tensor<A, 1>::uninitialized(channels);
-  if (in.bias) d.dbias = Tensor<A, 1>::uninitialized(channels);
-  if (in.weight1) d.dweight1 = Tensor<A, 1>::uninitialized(channels);
-  if (in.bias1) d.dbias1 = Tensor<A, 1>::uninitialized(channels);
-  if (in.rowscale) d.drowscale = Tensor<A, 2>::uninitialized({shape[0], shape[1]});
+  Gradients<T, D> d;
+  d.dx = Tensor<T, 3, D>::uninitialized(shape);
+  if (in.x1) d.dx1 = Tensor<T, 3, D>::uninitialized(shape);
+  if (in.residual) d.dresidual = Tensor<A, 3, D>::uninitialized(shape);
+  d.dweight = Tensor<A, 1, D>::uninitialized(channels);
+  if (in.bias) d.dbias = Tensor<A, 1, D>::uninitialized(channels);
+  if (in.weight1) d.dweight1 = Tensor<A, 1, D>::uninitialized(channels);
+  if (in.bias1) d.dbias1 = Tensor<A, 1, D>::uninitialized(channels);
+  if (in.rowscale) d.drowscale = Tensor<A, 2, D>::uninitialized({shape[0], shape[1]});
   return d;
 }
-template <class T>
-GradientViews<T> views_of(Gradients<T>& d) {
+template <class T, Device D>
+GradientViews<T, D> views_of(Gradients<T, D>& d) {
   return {.dx = d.dx,
           .dx1 = d.dx1,
           .dresidual = d.dresidual,
@@ -167,12 +167,12 @@ void backward(const Inputs<T>& in, const Saved<T>& saved, const std::type_identi
   detail::add_norm_backward<false, T>(in, saved.options, {}, saved.rstd, upstream, gradients, workspace, mode);
 }
 
-template <class T>
-Gradients<T> backward(const Inputs<T>& in, const Saved<T>& saved,
-                      const std::type_identity_t<OutputGradients<T>>& upstream) {
-  check(in, saved.options, upstream, GradientViews<T>{});
-  Gradients<T> result = detail::allocate_gradients(in);
-  Workspace<cpu> workspace(workspace_bytes(in));
+template <class T, Device DeviceType = cpu>
+Gradients<T, DeviceType> backward(const Inputs<T, DeviceType>& in, const Saved<T, DeviceType>& saved,
+                                  const std::type_identity_t<OutputGradients<T, DeviceType>>& upstream) {
+  check(in, saved.options, upstream, GradientViews<T, DeviceType>{});
+  auto result = detail::allocate_gradients(in);
+  Workspace<DeviceType> workspace(workspace_bytes(in));
   backward<T>(in, saved, upstream, detail::views_of(result), workspace);
   return result;
 }

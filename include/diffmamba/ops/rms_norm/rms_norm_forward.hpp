@@ -99,15 +99,15 @@ void add_norm_forward(const Inputs<T>& in, const Options& options, const OutputV
 }
 
 /// The memory of the returning forms, of both norms.
-template <class T, class Outputs>
-void allocate_outputs(const Inputs<T>& in, const Options& options, Outputs& result) {
+template <class T, Device DeviceType, class Outputs>
+void allocate_outputs(const Inputs<T, DeviceType>& in, const Options& options, Outputs& result) {
   const Extents<3> shape = in.x.extents();
-  result.out = Tensor<T, 3>::uninitialized(shape);
-  if (in.weight1) result.out1 = Tensor<T, 3>::uninitialized(shape);
-  if (options.prenorm) result.residual_out = Tensor<accumulate_t<T>, 3>::uninitialized(shape);
+  result.out = Tensor<T, 3, DeviceType>::uninitialized(shape);
+  if (in.weight1) result.out1 = Tensor<T, 3, DeviceType>::uninitialized(shape);
+  if (options.prenorm) result.residual_out = Tensor<accumulate_t<T>, 3, DeviceType>::uninitialized(shape);
 }
-template <class T, class Outputs>
-OutputViews<T> views_of(Outputs& result) {
+template <class T, Device DeviceType, class Outputs>
+OutputViews<T, DeviceType> views_of(Outputs& result) {
   return {.out = result.out, .out1 = result.out1, .residual_out = result.residual_out};
 }
 
@@ -128,12 +128,12 @@ void forward(const Inputs<T>& in, const Options& options, const OutputViews<T>& 
   detail::add_norm_forward<false>(in, options, outputs, {}, rstd);
 }
 
-template <class T>
-Outputs<T> forward(const Inputs<T>& in, const Options& options = {}) {
+template <class T, Device DeviceType = cpu>
+Outputs<T, DeviceType> forward(const Inputs<T, DeviceType>& in, const Options& options = {}) {
   check(in, options);
-  Outputs<T> result;
+  Outputs<T, DeviceType> result;
   detail::allocate_outputs(in, options, result);
-  forward<T>(in, options, detail::views_of<T>(result), &result.saved);
+  forward<T>(in, options, detail::views_of<T, DeviceType>(result), &result.saved);
   return result;
 }
 

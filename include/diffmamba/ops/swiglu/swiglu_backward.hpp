@@ -31,7 +31,7 @@ void backward(const Inputs<T>& in, const std::type_identity_t<View<const T, 3>>&
   });
 }
 
-template <class T, Device DeviceType>
+template <class T, Device DeviceType = cpu>
 Gradients<T, DeviceType> backward(const Inputs<T, DeviceType>& in,
                                   const std::type_identity_t<View<const T, 3, DeviceType>>& dout) {
   Gradients<T, DeviceType> result;

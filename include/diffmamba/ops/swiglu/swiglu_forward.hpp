@@ -36,7 +36,7 @@ void forward(const Inputs<T>& in, const std::type_identity_t<View<T, 3>>& out) {
   });
 }
 
-template <class T, Device DeviceType>
+template <class T, Device DeviceType = cpu>
 Tensor<T, 3, DeviceType> forward(const Inputs<T, DeviceType>& in) {
   auto out = Tensor<T, 3, DeviceType>::uninitialized(in.x.extents());
   forward(in, out.view());
