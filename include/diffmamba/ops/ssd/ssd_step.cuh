@@ -1,0 +1,263 @@
+// SPDX-FileCopyrightText: 2026 The diffmamba authors
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>  // std::uintptr_t
+
+#include "diffmamba/device/cuda.cuh"
+#include "diffmamba/ops/ssd/ssd.hpp"
+
+/// Decoding on an NVIDIA GPU: memory is what it costs, so every state is read and written once, whatever the number of
+/// tokens. A row of the state (a channel of a head) lies in the registers of some lanes of a warp, 16 bytes each, while
+/// its tokens pass; B and C come out of the first-level cache. How many rows a warp owns follows from the batch: one
+/// keeps all multiprocessors busy for a single sequence, four have more loads in flight.
+namespace diffmamba::ssd {
+namespace detail {
+
+/// What the kernels need: pointers and strides, in elements.
+template <class T>
+struct StepOperands {
+  const T *x, *dt, *B, *C, *z;
+  const accumulate_t<T>*A, *D, *dt_bias;
+  const Index* slots;  // or null
+  accumulate_t<T>* state;
+  T* out;
+  Index x_batch, x_token, x_head, dt_batch, dt_token, dt_head, B_batch, B_token, B_group, C_batch, C_token, C_group;
+  Index z_batch, z_token, z_head, D_head, D_channel, state_slot, state_head, state_channel, out_batch, out_token,
+      out_head;
+  Index slot_count, rows;  // rows: of all states that are touched
+  int tokens, nheads, headdim, d_state, heads_per_group;
+  Options options;
+
+  StepOperands(const StepInputs<T, cuda>& in, const View<accumulate_t<T>, 4, cuda>& ssm_state, const Options& how,
+               const View<T, 4, cuda>& to)
+      : x(in.x.data()),
+        dt(in.dt.data()),
+        B(in.B.data()),
+        C(in.C.data()),
+        z(in.z.data()),
+        A(in.A.data()),
+        D(in.D ? in.D.data() : in.D_per_channel.data()),
+        dt_bias(in.dt_bias.data()),
+        slots(in.state_indices.data()),
+        state(ssm_state.data()),
+        out(to.data()),
+        x_batch(in.x.stride(0)),
+        x_token(in.x.stride(1)),
+        x_head(in.x.stride(2)),
+        dt_batch(in.dt.stride(0)),
+        dt_token(in.dt.stride(1)),
+        dt_head(in.dt.stride(2)),
+        B_batch(in.B.stride(0)),
+        B_token(in.B.stride(1)),
+        B_group(in.B.stride(2)),
+        C_batch(in.C.stride(0)),
+        C_token(in.C.stride(1)),
+        C_group(in.C.stride(2)),
+        z_batch(in.z.stride(0)),
+        z_token(in.z.stride(1)),
+        z_head(in.z.stride(2)),
+        D_head(in.D ? in.D.stride(0) : in.D_per_channel.stride(0)),
+        D_channel(in.D ? 0 : in.D_per_channel.stride(1)),
+        state_slot(ssm_state.stride(0)),
+        state_head(ssm_state.stride(1)),
+        state_channel(ssm_state.stride(2)),
+        out_batch(to.stride(0)),
+        out_token(to.stride(1)),
+        out_head(to.stride(2)),
+        slot_count(ssm_state.extent(0)),
+        rows(in.x.extent(0) * in.x.extent(2) * in.x.extent(3)),
+        tokens(static_cast<int>(in.x.extent(1))),
+        nheads(static_cast<int>(in.x.extent(2))),
+        headdim(static_cast<int>(in.x.extent(3))),
+        d_state(static_cast<int>(in.B.extent(3))),
+        heads_per_group(static_cast<int>(in.x.extent(2) / in.B.extent(2))),
+        options(how) {}
+
+  /// Slot of a row of the batch; -1: padding, as is an index that names no slot.
+  __device__ Index slot(Index b) const {
+    if (slots == nullptr) return b;
+    const Index index = slots[b];
+    return 0 <= index && index < slot_count ? index : -1;
+  }
+  __device__ T gated(accumulate_t<T> y, accumulate_t<T> value, Index b, int t, int h, int p) const {
+    using Real = accumulate_t<T>;
+    if (D != nullptr) y += D[h * D_head + p * D_channel] * value;
+    if (z != nullptr) y *= silu(static_cast<Real>(z[b * z_batch + t * z_token + h * z_head + p]));
+    return static_cast<T>(y);
+  }
+};
+
+/// Four neighbours in memory.
+template <class T>
+struct alignas(4 * sizeof(T)) Four {
+  T value[4];
+};
+
+// CUDA kernels
+
+/// d_state = 4 Lanes: `Lanes` lanes hold a row, a warp owns Rows times 32 / Lanes rows of one head, which lie apart by
+/// 32 / Lanes. grid: warps over (batch, nheads, pieces of a head).
+template <class T, int Lanes, int Rows>
+__global__ void __launch_bounds__(128) ssd_step_kernel(StepOperands<T> in) {
+  constexpr int side_by_side = 32 / Lanes;
+  const int lane = static_cast<int>(threadIdx.x) % 32, part = lane % Lanes;
+  const int pieces = (in.headdim + Rows * side_by_side - 1) / (Rows * side_by_side);
+  const Index item = Index{blockIdx.x} * 4 + threadIdx.x / 32;
+  const Index sequence = item / pieces, b = sequence / in.nheads;
+  const int h = static_cast<int>(sequence % in.nheads), group = h / in.heads_per_group;
+  if (sequence >= in.rows / in.headdim) return;
+  const int first = static_cast<int>(item % pieces) * Rows * side_by_side + lane / Lanes;
+  const Index slot = in.slot(b);
+  float4 state[Rows];
+  float4* const place =
+      reinterpret_cast<float4*>(in.state + (slot < 0 ? 0 : slot) * in.state_slot + h * in.state_head) + part;
+  const Index row_stride = in.state_channel / 4;
+#pragma unroll
+  for (int r = 0; r < Rows; ++r) {
+    const int p = first + r * side_by_side;
+    state[r] = slot >= 0 && p < in.headdim ? place[p * row_stride] : float4{};
+  }
+  const float A = in.A[h], bias = in.dt_bias != nullptr ? in.dt_bias[h] : 0.0f;
+  for (int t = 0; t < in.tokens; ++t) {
+    const float dt =
+        discretize(static_cast<float>(in.dt[b * in.dt_batch + t * in.dt_token + h * in.dt_head]), bias, in.options);
+    const float kept = decay(dt, A);
+    const auto B =
+        *reinterpret_cast<const Four<T>*>(in.B + b * in.B_batch + t * in.B_token + group * in.B_group + part * 4);
+    const auto C =
+        *reinterpret_cast<const Four<T>*>(in.C + b * in.C_batch + t * in.C_token + group * in.C_group + part * 4);
+    float value[Rows], y[Rows];
+#pragma unroll
+    for (int r = 0; r < Rows; ++r) {
+      const int p = first + r * side_by_side;
+      value[r] = p < in.headdim ? static_cast<float>(in.x[b * in.x_batch + t * in.x_token + h * in.x_head + p]) : 0.0f;
+    }
+#pragma unroll
+    for (int r = 0; r < Rows; ++r) {
+      const float input = dt * value[r];
+      float4& s = state[r];
+      s.x = kept * s.x + input * static_cast<float>(B.value[0]);
+      s.y = kept * s.y + input * static_cast<float>(B.value[1]);
+      s.z = kept * s.z + input * static_cast<float>(B.value[2]);
+      s.w = kept * s.w + input * static_cast<float>(B.value[3]);
+      y[r] = (s.x * static_cast<float>(C.value[0]) + s.y * static_cast<float>(C.value[1])) +
+             (s.z * static_cast<float>(C.value[2]) + s.w * static_cast<float>(C.value[3]));
+    }
+#pragma unroll
+    for (int distance = Lanes / 2; distance > 0; distance /= 2)
+#pragma unroll
+      for (int r = 0; r < Rows; ++r) y[r] += __shfl_xor_sync(0xffffffffu, y[r], distance);
+    if (part != 0) continue;
+#pragma unroll
+    for (int r = 0; r < Rows; ++r) {
+      const int p = first + r * side_by_side;
+      if (p < in.headdim)
+        in.out[b * in.out_batch + t * in.out_token + h * in.out_head + p] =
+            slot >= 0 ? in.gated(y[r], value[r], b, t, h, p) : static_cast<T>(0.0f);
+    }
+  }
+  if (slot < 0) return;
+#pragma unroll
+  for (int r = 0; r < Rows; ++r) {
+    const int p = first + r * side_by_side;
+    if (p < in.headdim) place[p * row_stride] = state[r];
+  }
+}
+
+/// Any type, size and alignment: a warp for each row, lanes over d_state.
+template <class T>
+__global__ void __launch_bounds__(128) ssd_step_any_kernel(StepOperands<T> in) {
+  using Real = accumulate_t<T>;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const Index item = Index{blockIdx.x} * 4 + threadIdx.x / 32;
+  if (item >= in.rows) return;
+  const int p = static_cast<int>(item % in.headdim), h = static_cast<int>(item / in.headdim % in.nheads);
+  const Index b = item / in.headdim / in.nheads, slot = in.slot(b);
+  const int group = h / in.heads_per_group;
+  Real* const state = in.state + (slot < 0 ? 0 : slot) * in.state_slot + h * in.state_head + p * in.state_channel;
+  const Real A = in.A[h], bias = in.dt_bias != nullptr ? in.dt_bias[h] : Real(0);
+  for (int t = 0; t < in.tokens; ++t) {
+    T* const out = in.out + b * in.out_batch + t * in.out_token + h * in.out_head + p;
+    if (slot < 0) {
+      if (lane == 0) *out = static_cast<T>(Real(0));
+      continue;
+    }
+    const Real dt =
+        discretize(static_cast<Real>(in.dt[b * in.dt_batch + t * in.dt_token + h * in.dt_head]), bias, in.options);
+    const Real kept = decay(dt, A);
+    const Real value = static_cast<Real>(in.x[b * in.x_batch + t * in.x_token + h * in.x_head + p]);
+    const T* const B = in.B + b * in.B_batch + t * in.B_token + group * in.B_group;
+    const T* const C = in.C + b * in.C_batch + t * in.C_token + group * in.C_group;
+    Real y = 0;
+    for (int n = lane; n < in.d_state; n += 32) {
+      state[n] = kept * state[n] + dt * value * static_cast<Real>(B[n]);
+      y += state[n] * static_cast<Real>(C[n]);
+    }
+    for (int distance = 16; distance > 0; distance /= 2) y += __shfl_xor_sync(0xffffffffu, y, distance);
+    if (lane == 0) *out = in.gated(y, value, b, t, h, p);
+  }
+}
+
+// Launchers
+
+inline unsigned step_blocks(Index warps) {
+  const Index blocks = (warps + 3) / 4;
+  require(blocks < (Index{1} << 31), "ssd::step: a batch of this size does not fit into one launch");
+  return static_cast<unsigned>(blocks);
+}
+
+template <class T, int Lanes, int Rows>
+void launch_step(const StepOperands<T>& in, CUstream_st* stream) {
+  constexpr int rows = Rows * 32 / Lanes;
+  const Index pieces = (in.headdim + rows - 1) / rows;
+  ssd_step_kernel<T, Lanes, Rows><<<step_blocks(in.rows / in.headdim * pieces), 128, 0, stream>>>(in);
+  cuda_runtime::check_launch("ssd_step_kernel");
+}
+
+template <class T, int Lanes>
+void launch_step(const StepOperands<T>& in, CUstream_st* stream) {
+  // About 16 warps of one row each for every multiprocessor of the largest GPUs: then several rows a warp.
+  if (in.rows * Lanes / 32 <= 4096)
+    launch_step<T, Lanes, 1>(in, stream);
+  else
+    launch_step<T, Lanes, 4>(in, stream);
+}
+
+/// Whether rows of states can be read by 16 bytes, and those of B and C by four elements.
+template <class T>
+bool step_is_aligned(const StepOperands<T>& in) {
+  const auto aligned = [](const void* data, std::size_t unit) {
+    return reinterpret_cast<std::uintptr_t>(data) % unit == 0;
+  };
+  bool good = aligned(in.state, 16) && aligned(in.B, 4 * sizeof(T)) && aligned(in.C, 4 * sizeof(T));
+  const Index strides[] = {in.state_slot, in.state_head, in.state_channel, in.B_batch, in.B_token,
+                           in.B_group,    in.C_batch,    in.C_token,       in.C_group};
+  for (const Index stride : strides) good = good && stride % 4 == 0;
+  return good;
+}
+
+}  // namespace detail
+
+/// Advances the states in place and writes the outputs of the new tokens. Throws Error.
+template <class T>
+void step(const StepInputs<T, cuda>& in, const std::type_identity_t<View<accumulate_t<T>, 4, cuda>>& ssm_state,
+          const Options& options, const std::type_identity_t<View<T, 4, cuda>>& out) {
+  check(in, ssm_state, options, out);
+  const auto stream = cuda_runtime::current_stream();
+  const cuda_runtime::DeviceScope scope(stream.device);
+  const detail::StepOperands<T> operands(in, ssm_state, options, out);
+  if (operands.rows == 0 || operands.tokens == 0) return;
+  if constexpr (!std::is_same_v<T, double>) {
+    if (detail::step_is_aligned(operands)) {
+      if (operands.d_state == 128) return detail::launch_step<T, 32>(operands, stream.handle);
+      if (operands.d_state == 64) return detail::launch_step<T, 16>(operands, stream.handle);
+      if (operands.d_state == 32) return detail::launch_step<T, 8>(operands, stream.handle);
+      if (operands.d_state == 16) return detail::launch_step<T, 4>(operands, stream.handle);
+    }
+  }
+  detail::ssd_step_any_kernel<T><<<detail::step_blocks(operands.rows), 128, 0, stream.handle>>>(operands);
+  cuda_runtime::check_launch("ssd_step_any_kernel");
+}
+
+}  // namespace diffmamba::ssd
