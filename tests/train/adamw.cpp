@@ -27,6 +27,7 @@ struct Plain {
 
 /// What AdamW asks of a model, in miniature.
 struct Model {
+  using device_type = cpu;
   using value_type = float;
   enum class Decay { yes, no };
   struct Segment {
