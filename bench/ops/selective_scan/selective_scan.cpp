@@ -101,7 +101,7 @@ void backward(benchmark::State& state) {
                            .dD = d.dD,
                            .dz = d.dz,
                            .ddelta_bias = d.ddelta_bias},
-                          dm::GradientMode::assign, workspace);
+                          workspace, dm::GradientMode::assign);
   p.report(state, 7);
 }
 

@@ -72,7 +72,7 @@ struct Problem {
             .C = C,
             .C_constant = C_constant,
             .D = D,
-            .z = z ? scan::Inputs<T>{.u = u, .delta = delta, .A = A, .z = z}.z : ChannelView<const T>{},
+            .z = z,
             .delta_bias = delta_bias,
             .initial_state = initial_state};
   }
@@ -295,29 +295,30 @@ TEST_CASE("selective_scan: any split into chunks through the states, with the sa
   }
 }
 
-TEST_CASE("selective_scan: strided inputs and gradients, channels in two pieces, added gradients; nothing allocated") {
+TEST_CASE("selective_scan: strided inputs and gradients, added gradients; nothing allocated") {
   // Two paths of d = 35 channels with a group each. x_proj output: (batch, length, path, [dt 3 | B 4 | C 4]), and z in
-  // the output of an in_proj: (batch, length, path, [x d | z d]).
+  // the output of an in_proj: (batch, length, [x 2d | z 2d]).
   const Index batch = 2, length = 40, d = 35, N = 4;
   const Problem<double> p(
       {.batch = batch, .length = length, .channels = 2 * d, .d_state = N, .groups_B = 2, .groups_C = 2});
-  auto xz = random_tensor<double, 4>({batch, length, 2, 2 * d}, 20);
+  auto xz = random_tensor<double, 3>({batch, length, 4 * d}, 20);
   auto projected = random_tensor<double, 4>({batch, length, 2, 3 + 2 * N}, 21);
   copy(p.B, projected.slice<3>(3, 3 + N));
   copy(p.C, projected.slice<3>(3 + N, 3 + 2 * N));
-  copy(p.z.reshape(Extents{batch, length, Index{2}, d}), xz.slice<3>(d, 2 * d));
-  copy(p.u.reshape(Extents{batch, length, Index{2}, d}), xz.slice<3>(0, d));
+  copy(p.z, xz.slice<2>(2 * d, 4 * d));
+  copy(p.u, xz.slice<2>(0, 2 * d));
   const auto dense = p.inputs();
   scan::Inputs<double> strided = dense;
-  strided.u = xz.slice<3>(0, d);
-  strided.z = xz.slice<3>(d, 2 * d);
-  static_cast<View<const double, 4>&>(strided.B) = projected.slice<3>(3, 3 + N);
-  static_cast<View<const double, 4>&>(strided.C) = projected.slice<3>(3 + N, 3 + 2 * N);
+  strided.u = xz.slice<2>(0, 2 * d);
+  strided.z = xz.slice<2>(2 * d, 4 * d);
+  strided.B = projected.slice<3>(3, 3 + N);
+  strided.C = projected.slice<3>(3 + N, 3 + 2 * N);
 
   const auto expected = scan::forward(dense, p.options());
   const auto gradients = scan::backward(dense, expected.saved, {.dout = p.dout, .dfinal_state = p.dfinal_state});
 
-  Tensor<double, 4> out({batch, length, 2, d}), dxz(xz.extents(), 7.0), dprojected(projected.extents(), 7.0);
+  Tensor<double, 3> out({batch, length, 2 * d}), dxz(xz.extents(), 7.0);
+  Tensor<double, 4> dprojected(projected.extents(), 7.0);
   Tensor<double, 3> ddelta(p.delta.extents()), final_state(p.dfinal_state.extents());
   Tensor<double, 2> dA(p.A.extents(), 1.0);
   Tensor<double, 1> dD({2 * d}, 1.0);
@@ -329,22 +330,21 @@ TEST_CASE("selective_scan: strided inputs and gradients, channels in two pieces,
   arena().reset_peak();
   scan::forward<double>(strided, p.options(), {.out = out, .final_state = final_state}, &saved, forward_space);
   scan::backward<double>(strided, saved, {.dout = p.dout, .dfinal_state = p.dfinal_state},
-                         {.du = dxz.slice<3>(0, d),
+                         {.du = dxz.slice<2>(0, 2 * d),
                           .ddelta = ddelta,
                           .dA = dA,
                           .dB = dprojected.slice<3>(3, 3 + N),
                           .dC = dprojected.slice<3>(3 + N, 3 + 2 * N),
                           .dD = dD,
-                          .dz = dxz.slice<3>(d, 2 * d)},
-                         GradientMode::add, backward_space);
+                          .dz = dxz.slice<2>(2 * d, 4 * d)},
+                         backward_space, GradientMode::add);
   CHECK(arena().peak_bytes() == in_use);
-  // The tiles are others (a path is a piece), the sums over channels therefore rounded otherwise.
   CHECK(relative_error(out, expected.out) < 1e-14);
   CHECK(relative_error(final_state, expected.final_state) < 1e-14);
   CHECK(relative_error(ddelta, gradients.ddelta) < 1e-13);
   const auto dense_of = [&](auto view) { return to_tensor(view); };
-  CHECK(relative_error(dense_of(dxz.slice<3>(0, d)), gradients.du) < 1e-13);
-  CHECK(relative_error(dense_of(dxz.slice<3>(d, 2 * d)), gradients.dz) < 1e-13);
+  CHECK(relative_error(dense_of(dxz.slice<2>(0, 2 * d)), gradients.du) < 1e-13);
+  CHECK(relative_error(dense_of(dxz.slice<2>(2 * d, 4 * d)), gradients.dz) < 1e-13);
   CHECK(relative_error(dense_of(dprojected.slice<3>(3, 3 + N)), gradients.dB) < 1e-13);
   CHECK(relative_error(dense_of(dprojected.slice<3>(3 + N, 3 + 2 * N)), gradients.dC) < 1e-13);
   for (double untouched : dense_of(dprojected.slice<3>(0, 3))) CHECK(untouched == 7.0);
@@ -425,7 +425,6 @@ TEST_CASE("selective_scan: one sentence for each mistake") {
         }).starts_with("workspace: "));
   Tensor<float, 2> constant(p.A.extents());
   CHECK(says([&] {
-          scan::backward<float>(p.inputs(), result.saved, {.dout = p.dout}, {.dB_constant = constant},
-                                GradientMode::assign, enough);
+          scan::backward<float>(p.inputs(), result.saved, {.dout = p.dout}, {.dB_constant = constant}, enough);
         }) == "selective_scan::backward: dB_constant is asked for, but B is given per token");
 }

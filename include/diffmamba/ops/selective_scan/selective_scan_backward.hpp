@@ -79,11 +79,11 @@ struct BackwardScratch {
   S *u, *raw, *dt, *dt_u, *y;  // of every token of the block of time
 
   static Index size(Index d_state) {
-    constexpr Index K = checkpoint_interval;
+    constexpr Index K = checkpoint_interval<cpu>;
     return (8 + 2 * K) * d_state * tile_channels + 2 * d_state + 5 * K * tile_channels;
   }
   BackwardScratch(S* memory, Index d_state) {
-    constexpr Index K = checkpoint_interval;
+    constexpr Index K = checkpoint_interval<cpu>;
     const auto take = [&](Index count) {
       S* result = memory;
       memory += count;
@@ -188,8 +188,9 @@ void backward_tile(const Inputs<T>& in, const Saved<T>& saved, const OutputGradi
   };
   const bool with_softplus = saved.options.delta_softplus;
 
-  for (Index checkpoint = checkpoints_of(length); length > 0 && checkpoint >= 0; --checkpoint) {
-    const Index begin = checkpoint * checkpoint_interval, count = std::min(checkpoint_interval, length - begin);
+  for (Index checkpoint = checkpoints_of<cpu>(length); length > 0 && checkpoint >= 0; --checkpoint) {
+    const Index begin = checkpoint * checkpoint_interval<cpu>,
+                count = std::min(checkpoint_interval<cpu>, length - begin);
     // Forward again over the block: states, decays, y.
     if (checkpoint == 0)
       load_state<S>(in.initial_state, tile, d_state, s.states);
@@ -318,7 +319,7 @@ std::size_t workspace_bytes(const Inputs<T>& in, const Saved<T>&) {
 /// `saved` is not of these inputs' shape, or if the workspace is too small.
 template <class T>
 void backward(const Inputs<T>& in, const Saved<T>& saved, const OutputGradients<T>& upstream,
-              const GradientViews<T>& to, GradientMode mode, Workspace<>& workspace) {
+              const GradientViews<T>& to, Workspace<>& workspace, GradientMode mode = GradientMode::assign) {
   using S = accumulate_t<T>;
   check(in, saved, upstream, to);
   const detail::Tiling tiling(in);
@@ -368,42 +369,39 @@ void backward(const Inputs<T>& in, const Saved<T>& saved, const OutputGradients<
 }
 
 /// The same with memory from the arena: auto d = backward(in, saved, {.dout = dout}).
-template <class T>
-Gradients<T> backward(const Inputs<T>& in, const Saved<T>& saved, const OutputGradients<T>& upstream) {
-  check(in, saved, upstream, GradientViews<T>{});
+template <class T, Device D = cpu>
+Gradients<T, D> backward(const Inputs<T, D>& in, const Saved<T, D>& saved,
+                         const std::type_identity_t<OutputGradients<T, D>>& upstream) {
+  check(in, saved, upstream, GradientViews<T, D>{});
   using S = accumulate_t<T>;
   const Extents<3> u = in.u.extents();
   const Extents<2> A = in.A.extents();
-  Gradients<T> d;
-  d.du = Tensor<T, 3>::uninitialized(u);
-  d.ddelta = Tensor<T, 3>::uninitialized(u);
-  d.dA = Tensor<S, 2>::uninitialized(A);
-  if (in.B) d.dB = Tensor<T, 4>::uninitialized(in.B.extents());
-  if (in.B_constant) d.dB_constant = Tensor<S, 2>::uninitialized(A);
-  if (in.C) d.dC = Tensor<T, 4>::uninitialized(in.C.extents());
-  if (in.C_constant) d.dC_constant = Tensor<S, 2>::uninitialized(A);
-  if (in.D) d.dD = Tensor<S, 1>::uninitialized({u[2]});
-  if (in.z) d.dz = Tensor<T, 3>::uninitialized(u);
-  if (in.delta_bias) d.ddelta_bias = Tensor<S, 1>::uninitialized({u[2]});
-  d.dinitial_state = Tensor<S, 3>::uninitialized({u[0], u[2], A[1]});
-  const auto absent_or = [](auto& tensor, auto view) {
-    if (tensor) view = tensor.view();
-    return view;
-  };
-  Workspace<> workspace(workspace_bytes(in, saved));
-  backward<T>(in, saved, upstream,
-              {.du = d.du,
-               .ddelta = d.ddelta,
-               .dA = d.dA,
-               .dB = d.dB,
-               .dB_constant = d.dB_constant,
-               .dC = d.dC,
-               .dC_constant = d.dC_constant,
-               .dD = d.dD,
-               .dz = absent_or(d.dz, View<T, 3>{}),
-               .ddelta_bias = d.ddelta_bias,
-               .dinitial_state = d.dinitial_state},
-              GradientMode::assign, workspace);
+  Gradients<T, D> d;
+  d.du = Tensor<T, 3, D>::uninitialized(u);
+  d.ddelta = Tensor<T, 3, D>::uninitialized(u);
+  d.dA = Tensor<S, 2, D>::uninitialized(A);
+  if (in.B) d.dB = Tensor<T, 4, D>::uninitialized(in.B.extents());
+  if (in.B_constant) d.dB_constant = Tensor<S, 2, D>::uninitialized(A);
+  if (in.C) d.dC = Tensor<T, 4, D>::uninitialized(in.C.extents());
+  if (in.C_constant) d.dC_constant = Tensor<S, 2, D>::uninitialized(A);
+  if (in.D) d.dD = Tensor<S, 1, D>::uninitialized({u[2]});
+  if (in.z) d.dz = Tensor<T, 3, D>::uninitialized(u);
+  if (in.delta_bias) d.ddelta_bias = Tensor<S, 1, D>::uninitialized({u[2]});
+  d.dinitial_state = Tensor<S, 3, D>::uninitialized({u[0], u[2], A[1]});
+  Workspace<D> workspace(workspace_bytes(in, saved));
+  backward(in, saved, upstream,
+           GradientViews<T, D>{.du = d.du,
+                               .ddelta = d.ddelta,
+                               .dA = d.dA,
+                               .dB = d.dB,
+                               .dB_constant = d.dB_constant,
+                               .dC = d.dC,
+                               .dC_constant = d.dC_constant,
+                               .dD = d.dD,
+                               .dz = d.dz,
+                               .ddelta_bias = d.ddelta_bias,
+                               .dinitial_state = d.dinitial_state},
+           workspace, GradientMode::assign);
   return d;
 }
 

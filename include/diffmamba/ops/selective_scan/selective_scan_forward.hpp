@@ -61,10 +61,10 @@ void forward_tile(const Inputs<T>& in, const Options& options, const OutputViews
       for (Index i = 0; i < lanes; i += P::width) (P::load(y + i) * silu(P::load(z + i))).store(y + i);
     }
     store_row(y, tile.width, out_rows(t));
-    if (saved != nullptr && (t + 1) % checkpoint_interval == 0 && t + 1 < length)
+    if (saved != nullptr && (t + 1) % checkpoint_interval<cpu> == 0 && t + 1 < length)
       for (Index n = 0; n < d_state; ++n)
         store_row(state + n * tile_channels, tile.width,
-                  saved->states.view().pointer(tile.batch, t / checkpoint_interval, n, tile.first));
+                  saved->states.view().pointer(tile.batch, t / checkpoint_interval<cpu>, n, tile.first));
   }
   if (to.final_state) store_transposed<S>(state, tile, to.final_state.template select<0>(tile.batch));
 }
@@ -87,7 +87,8 @@ void forward(const Inputs<T>& in, const Options& options, const OutputViews<T>& 
   const detail::Tiling tiling(in);
   if (saved != nullptr) {
     saved->options = options;
-    reuse_or_allocate(saved->states, {tiling.batch, checkpoints_of(tiling.length), tiling.d_state, tiling.channels});
+    reuse_or_allocate(saved->states,
+                      {tiling.batch, checkpoints_of<cpu>(tiling.length), tiling.d_state, tiling.channels});
   }
   const std::size_t mark = workspace.mark();
   const detail::Scratch<accumulate_t<T>> scratch(workspace, detail::forward_scratch(tiling.d_state));
@@ -103,15 +104,16 @@ void forward(const Inputs<T>& in, const Options& options, const OutputViews<T>& 
 }
 
 /// The same with memory from the arena: auto [out, final_state, saved] = forward(in, options).
-template <class T>
-Outputs<T> forward(const Inputs<T>& in, const Options& options = {}) {
+template <class T, Device D = cpu>
+Outputs<T, D> forward(const Inputs<T, D>& in, const Options& options = {}) {
   check(in);
-  Outputs<T> result;
+  Outputs<T, D> result;
   const Extents<3> u = in.u.extents();
-  result.out = Tensor<T, 3>::uninitialized(u);
-  result.final_state = Tensor<accumulate_t<T>, 3>::uninitialized({u[0], u[2], in.A.extent(1)});
-  Workspace<> workspace(workspace_bytes(in, options));
-  forward<T>(in, options, {.out = result.out, .final_state = result.final_state}, &result.saved, workspace);
+  result.out = Tensor<T, 3, D>::uninitialized(u);
+  result.final_state = Tensor<accumulate_t<T>, 3, D>::uninitialized({u[0], u[2], in.A.extent(1)});
+  Workspace<D> workspace(workspace_bytes(in, options));
+  forward(in, options, OutputViews<T, D>{.out = result.out, .final_state = result.final_state}, &result.saved,
+          workspace);
   return result;
 }
 

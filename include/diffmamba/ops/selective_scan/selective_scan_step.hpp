@@ -44,47 +44,16 @@ S step_channel(S* h, const S* A, Index A_stride, const T* B, const T* C, S dt, S
 }
 
 /// Every padding row is -1, every other names a slot, and no slot is named twice.
-inline void check_slots(const char* op, const View<const Index, 1>& indices, Index batch, Index slots) {
-  if (!indices) {
-    require(slots == batch, op, ": state has ", slots, " rows for a batch of ", batch,
-            "; give state_batch_indices to choose among them");
-    return;
-  }
-  require_shape(op, "state_batch_indices", indices, Extents{batch});
-  for (Index b = 0; b < batch; ++b) {
+inline void check_slots(const View<const Index, 1>& indices, Index slots) {
+  constexpr const char* op = "selective_scan::step";
+  if (!indices) return;
+  for (Index b = 0; b < indices.extent(0); ++b) {
     const Index slot = indices(b);
     require(-1 <= slot && slot < slots, op, ": state_batch_indices[", b, "] is ", slot, ", expected -1 (padding) to ",
             slots - 1);
     for (Index other = 0; slot >= 0 && other < b; ++other)
       require(indices(other) != slot, op, ": state_batch_indices names slot ", slot, " twice, at ", other, " and ", b);
   }
-}
-
-/// A as the step reads it: rows of d_state dense numbers, or one number for the row.
-template <class S, int Rank>
-void check_decay(const char* op, const View<const S, Rank>& A) {
-  if (A.stride(Rank - 1) != 0) require_dense_rows(op, "A", A);
-}
-
-template <class T>
-void check_step(const char* op, const HeadStepInputs<T>& in, const View<accumulate_t<T>, 4>& state,
-                const View<T, 3>& out) {
-  const Extents<3> x = in.x.extents();
-  const Index d_state = in.A.extent(2), groups = in.B.extent(1);
-  require_shape(op, "dt", in.dt, x);
-  require_shape(op, "A", in.A, Extents{x[1], x[2], d_state});
-  check_decay<accumulate_t<T>, 3>(op, in.A);
-  require(groups > 0 && x[1] % groups == 0, op, ": B has ", groups, " groups, which do not divide ", x[1],
-          " (B: ", in.B.extents(), ", x: ", x, ")");
-  require_operand(op, "B", in.B, Extents{x[0], groups, d_state});
-  require_operand(op, "C", in.C, in.B.extents());
-  if (in.D) require_shape(op, "D", in.D, Extents{x[1], x[2]});
-  if (in.z) require_shape(op, "z", in.z, x);
-  if (in.dt_bias) require_shape(op, "dt_bias", in.dt_bias, Extents{x[1], x[2]});
-  require_shape(op, "state", state, Extents{state.extent(0), x[1], x[2], d_state});
-  require_dense_rows(op, "state", state);
-  check_slots(op, in.state_batch_indices, x[0], state.extent(0));
-  require_shape(op, "out", out, x);
 }
 
 }  // namespace detail
@@ -96,7 +65,8 @@ template <class T>
 void step(const HeadStepInputs<T>& in, const View<accumulate_t<T>, 4>& state, const Options& options,
           const View<T, 3>& out) {
   using S = accumulate_t<T>;
-  detail::check_step("selective_scan::step", in, state, out);
+  check(in, state, out);
+  detail::check_slots(in.state_batch_indices, state.extent(0));
   const Index batch = in.x.extent(0), nheads = in.x.extent(1), headdim = in.x.extent(2), d_state = in.A.extent(2);
   const Index heads_per_group = nheads / in.B.extent(1);
   // A tile is one sequence and up to 64 channels of a head.
@@ -136,56 +106,25 @@ void step(const HeadStepInputs<T>& in, const View<accumulate_t<T>, 4>& state, co
 template <class T>
 void step(const StepInputs<T>& in, const View<accumulate_t<T>, 3>& state, const Options& options,
           const View<T, 2>& out) {
-  using S = accumulate_t<T>;
-  constexpr const char* op = "selective_scan::step";
-  const Extents<2> u = in.u.extents();
-  const Index groups = in.B.extent(1), d_state = in.A.extent(1);
-  require(groups > 0 && u[1] % groups == 0, op, ": B has ", groups, " groups, which do not divide the ", u[1],
-          " channels (B: ", in.B.extents(), ", u: ", u, ")");
-  require_shape(op, "delta", in.delta, u);
-  require_shape(op, "A", in.A, Extents{u[1], d_state});
-  if (in.D) require_shape(op, "D", in.D, Extents{u[1]});
-  if (in.z) require_shape(op, "z", in.z, u);
-  if (in.delta_bias) require_shape(op, "delta_bias", in.delta_bias, Extents{u[1]});
-  require_shape(op, "state", state, Extents{state.extent(0), u[1], d_state});
-  require_shape(op, "out", out, u);
-  const Index size = u[1] / groups;
-  const auto rows = [&](const auto& view) {  // (batch, channels) -> (batch, groups, channels / groups)
-    using V = View<typename std::remove_cvref_t<decltype(view)>::element_type, 3>;
-    return view
-               ? V(view.data(), {view.extent(0), groups, size}, {view.stride(0), size * view.stride(1), view.stride(1)})
-               : V();
-  };
-  const auto vector = [&](const View<const S, 1>& view) {
-    return view ? View<const S, 2>(view.data(), {groups, size}, {size * view.stride(0), view.stride(0)})
-                : View<const S, 2>();
-  };
-  const HeadStepInputs<T> heads{.x = rows(in.u),
-                                .dt = rows(in.delta),
-                                .A = View<const S, 3>(in.A.data(), {groups, size, d_state},
-                                                      {size * in.A.stride(0), in.A.stride(0), in.A.stride(1)}),
-                                .B = in.B,
-                                .C = in.C,
-                                .D = vector(in.D),
-                                .z = rows(in.z),
-                                .dt_bias = vector(in.delta_bias),
-                                .state_batch_indices = in.state_batch_indices};
-  step<T>(heads,
-          View<S, 4>(state.data(), {state.extent(0), groups, size, d_state},
-                     {state.stride(0), size * state.stride(1), state.stride(1), state.stride(2)}),
-          options, rows(out));
+  const HeadStepInputs<T> heads = as_heads(in);
+  const Index groups = in.B.extent(1);
+  require_shape("selective_scan::step", "out", out, in.u.extents());
+  step<T>(heads, as_heads(state, in.u.extent(1), groups, in.A.extent(1)), options,
+          detail::rows_as_heads<T, cpu>(out, groups));
 }
 
 /// The same with memory for the output from the arena.
-template <class T>
-Tensor<T, 2> step(const StepInputs<T>& in, const View<accumulate_t<T>, 3>& state, const Options& options = {}) {
-  auto out = Tensor<T, 2>::uninitialized(in.u.extents());
+template <class T, Device D = cpu>
+Tensor<T, 2, D> step(const StepInputs<T, D>& in, const std::type_identity_t<View<accumulate_t<T>, 3, D>>& state,
+                     const Options& options = {}) {
+  auto out = Tensor<T, 2, D>::uninitialized(in.u.extents());
   step<T>(in, state, options, out);
   return out;
 }
-template <class T>
-Tensor<T, 3> step(const HeadStepInputs<T>& in, const View<accumulate_t<T>, 4>& state, const Options& options = {}) {
-  auto out = Tensor<T, 3>::uninitialized(in.x.extents());
+template <class T, Device D = cpu>
+Tensor<T, 3, D> step(const HeadStepInputs<T, D>& in, const std::type_identity_t<View<accumulate_t<T>, 4, D>>& state,
+                     const Options& options = {}) {
+  auto out = Tensor<T, 3, D>::uninitialized(in.x.extents());
   step<T>(in, state, options, out);
   return out;
 }

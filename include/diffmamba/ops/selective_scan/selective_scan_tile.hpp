@@ -27,15 +27,14 @@ struct Tile {
   Index column;               // which of the columns of tiles this is, counted over all channels
 };
 
-/// Tiles never straddle a group of B or C or a piece of the channels. They follow from the shapes alone.
+/// Tiles never straddle a group of B or C. They follow from the shapes alone.
 struct Tiling {
   Index batch, length, channels, d_state, segment;
 
   template <class T>
   explicit Tiling(const Inputs<T>& in)
       : batch(in.u.extent(0)), length(in.u.extent(1)), channels(in.u.extent(2)), d_state(in.A.extent(1)) {
-    const Index paths = most_paths(in.u, in.delta, in.z);
-    segment = channels / std::lcm(std::lcm(groups_of_B(in), groups_of_C(in)), paths);
+    segment = channels / std::lcm(groups_of_B(in), groups_of_C(in));
   }
   Index columns_per_segment() const { return tiles_of(segment, tile_channels); }
   Index columns() const { return segment == 0 ? 0 : channels / segment * columns_per_segment(); }
@@ -61,12 +60,10 @@ struct Rows {
   Index stride = 0;
 
   Rows() = default;
-  Rows(const ChannelView<T>& view, const Tile& tile) {
+  Rows(const View<T, 3>& view, const Tile& tile) {
     if (!view) return;
-    const auto& pieces = view.pieces();
-    const Index size = pieces.extent(3);
-    data = pieces.pointer(tile.batch, 0, tile.first / size, tile.first % size);
-    stride = pieces.stride(1);
+    data = view.pointer(tile.batch, 0, tile.first);
+    stride = view.stride(1);
   }
   /// B or C: the group of the tile's channels.
   Rows(const View<T, 4>& view, const Tile& tile, Index channels) {
