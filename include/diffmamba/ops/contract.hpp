@@ -2,8 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include "diffmamba/tensor/channel_view.hpp"  // ChannelView
-#include "diffmamba/tensor/tensor.hpp"        // View, require_shape
+#include "diffmamba/tensor/tensor.hpp"  // View, require_shape
 
 // What the contracts of operators check in common.
 namespace diffmamba {
@@ -15,14 +14,6 @@ void require_dense_rows(const char* op, const char* name, const View<T, Rank, D>
     return;
   fail(op, ": ", name, ", ", view.extents(), ", must be dense along its last axis; its stride there is ",
        view.stride(Rank - 1));
-}
-
-template <class T, class D>
-void require_dense_rows(const char* op, const char* name, const ChannelView<T, D>& view) {
-  if (view.pieces().extent(3) <= 1 || view.pieces().stride(3) == 1) [[likely]]
-    return;
-  fail(op, ": ", name, ", ", view.extents(), ", must be dense along its last axis; its stride there is ",
-       view.pieces().stride(3));
 }
 
 /// Shape and dense rows of an operand that may be left out.
@@ -40,31 +31,6 @@ void require_operand(const char* op, const char* name, const RequiredView<T, Ran
   require_shape(op, name, view, expected);
   require_dense_rows(op, name, view);
   require(view || view.size() == 0, op, ": ", name, ", ", view.extents(), ", has no memory");
-}
-
-/// Into how many pieces a kernel cuts the channels: the most that any operand has.
-template <class... Views>
-Index most_paths(const Views&... views) {
-  Index most = 1;
-  ((most = views && views.paths() > most ? views.paths() : most), ...);
-  return most;
-}
-
-/// The same as above for channels in pieces: every operand has one piece or `paths` of them.
-template <class T, class D>
-void require_operand(const char* op, const char* name, const ChannelView<T, D>& view, const Extents<3>& expected,
-                     Index paths) {
-  if (!view) return;
-  if (!(view.extents() == expected)) fail(op, ": ", name, " has the shape ", view.extents(), ", expected ", expected);
-  require_dense_rows(op, name, view);
-  require(view.paths() == 1 || view.paths() == paths, op, ": the channels of ", name, " lie in ", view.paths(),
-          " pieces, those of another operand in ", paths);
-}
-template <class T, class D>
-void require_operand(const char* op, const char* name, const RequiredChannelView<T, D>& view,
-                     const Extents<3>& expected, Index paths) {
-  require(view || expected.size() == 0, op, ": ", name, " is absent");
-  require_operand<T, D>(op, name, static_cast<const ChannelView<T, D>&>(view), expected, paths);
 }
 
 /// Forward passes of these operators that the calling thread has begun. Tests prove by it that the two paths of a
