@@ -156,7 +156,7 @@ void strided(benchmark::State& state) {
 void row_rms(benchmark::State& state) {
   Operands o(state);
   compare(
-      state, o.x.size(), [&] { o.per_row = sqrt(mean(o.x * o.x, axis<1>)); },
+      state, o.x.size(), [&] { o.per_row = sqrt(mean(square(o.x), axis<1>)); },
       [&] {
         for (Index i = 0; i < o.rows; ++i) o.per_row(i) = std::sqrt(o.row(o.x, i).square().mean());
       });
@@ -179,7 +179,7 @@ void sum_all(benchmark::State& state) {
 void rows_normalised(benchmark::State& state) {
   Operands o(state);
   compare(
-      state, o.x.size(), [&] { o.y = o.x * rsqrt(mean(o.x * o.x, axis<1>, keepdims) + 1e-5f) * o.w; },
+      state, o.x.size(), [&] { o.y = o.x * rsqrt(mean(square(o.x), axis<1>, keepdims) + 1e-5f) * o.w; },
       [&] {
         for (Index i = 0; i < o.rows; ++i)
           o.row(o.y, i) = o.row(o.x, i) * (1 / std::sqrt(o.row(o.x, i).square().mean() + 1e-5f)) * o.row(o.w);

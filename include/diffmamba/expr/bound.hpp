@@ -2,7 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <tuple>  // std::tuple, unpack
+#include <tuple>        // std::tuple
+#include <type_traits>  // std::bool_constant
 
 #include "diffmamba/device/parallel.hpp"
 #include "diffmamba/expr/node.hpp"
@@ -19,7 +20,7 @@
 ///   that lies
 ///            densely is read in place, every other one is packed into the reader's buffer (and stays there while
 ///            blocks ask for the same, as a broadcast row does).
-///   Cursor   addresses in registers. at(i) is the register of elements i, i + 1, ... of the block.
+///   Cursor   addresses in registers. at(i, plain) is the register of elements i, i + 1, ... of the block.
 ///
 /// So an assignment is, for each block of at most 1024 elements, one loop whose body is the whole formula in registers.
 /// Why not an Eigen array expression per block: its loops treat elements apart according to the address of the
@@ -57,21 +58,33 @@ inline void pad(C* buffer, int count) {
   for (; count < Lanes<C>::size; ++count) buffer[count] = C(1);
 }
 
+/// use(cursor, plain) with a constant that says whether no operand is one repeated number: then its loops address
+/// memory directly. Costs one test for a block.
+template <class Cursor, class Use>
+inline void addressed(const Cursor& cursor, Use&& use) {
+  if (cursor.plain())
+    use(std::true_type{});
+  else
+    use(std::false_type{});
+}
+
 /// to[0, count) = the cursor's elements. A register's worth that does not come out even is taken from the end, over the
 /// one before it, and computed before anything is written, so that `to` may be where an operand lies.
 template <class C, class Cursor>
 inline void compute(const Cursor cursor, Index count, C* to) {
   constexpr int size = Lanes<C>::size;
-  const bool even = count % size == 0;
-  const Index last = even ? count : count > size ? count - size : 0;
-  Lanes<C> end;
-  if (!even) end = as_lanes(cursor.at(last));
-  for (Index i = 0; i < last; i += size) as_lanes(cursor.at(i)).store(to + i);
-  if (even) return;
-  if (count > size) return end.store(to + last);
-  C lane[size];
-  end.store(lane);
-  for (Index i = 0; i < count; ++i) to[i] = lane[i];
+  addressed(cursor, [&](auto plain) {
+    const bool even = count % size == 0;
+    const Index last = even ? count : count > size ? count - size : 0;
+    Lanes<C> end;
+    if (!even) end = as_lanes(cursor.at(last, plain));
+    for (Index i = 0; i < last; i += size) as_lanes(cursor.at(i, plain)).store(to + i);
+    if (even) return;
+    if (count > size) return end.store(to + last);
+    C lane[size];
+    end.store(lane);
+    for (Index i = 0; i < count; ++i) to[i] = lane[i];
+  });
 }
 
 /// Strides of something of the given sizes in a space of rank S: matched from the last axis, 0 where it has one
@@ -170,8 +183,10 @@ struct BoundLeaf {
   struct Cursor {
     const C* from;
     Index step;  // all ones; zero for one element that is repeated
-    auto at(Index i) const {
-      const Lanes<C> lanes = Lanes<C>::load(from + (i & step));
+    bool plain() const { return step != 0; }
+    template <bool Plain>
+    auto at(Index i, std::bool_constant<Plain>) const {
+      const Lanes<C> lanes = Lanes<C>::load(from + (Plain ? i : i & step));
       if constexpr (is_mask)
         return lanes != Lanes<C>(0.0);
       else
@@ -273,7 +288,11 @@ struct Bound<ScalarNode, C, S> {
 
   struct Cursor {
     Lanes<C> lanes;
-    Lanes<C> at(Index) const { return lanes; }
+    bool plain() const { return true; }
+    template <class Plain>
+    Lanes<C> at(Index, Plain) const {
+      return lanes;
+    }
   };
   struct Reader {
     Lanes<C> lanes;
@@ -330,8 +349,12 @@ struct BoundMap {
   struct Cursor {
     [[no_unique_address]] F function;
     std::tuple<typename Bound<Args, C, S>::Cursor...> args;
-    auto at(Index i) const {
-      return unpack([&](const auto&... arg) { return function(arg.at(i)...); }, args);
+    bool plain() const {
+      return unpack([](const auto&... arg) { return (arg.plain() && ...); }, args);
+    }
+    template <class Plain>
+    auto at(Index i, Plain plain) const {
+      return unpack([&](const auto&... arg) { return function(arg.at(i, plain)...); }, args);
     }
   };
   struct Reader {
@@ -390,7 +413,7 @@ requires(row_function<MapNode<F, Args...>> && !F::gives_mask) struct Bound<MapNo
       inner.load(block);
       step = inner.constant() ? 0 : -1;
       if (step == 0)
-        inner.cursor().at(0).store(buffer);
+        inner.cursor().at(0, std::false_type{}).store(buffer);
       else
         compute<C>(inner.cursor(), block.size(), buffer);
       if (step != 0) pad(buffer, block.size());
@@ -430,7 +453,11 @@ struct Bound<CastNode<To, Arg>, To, S>
 
   struct Same {
     typename Base::Cursor inner;
-    auto at(Index i) const { return as_lanes(inner.at(i)); }
+    bool plain() const { return inner.plain(); }
+    template <class Plain>
+    auto at(Index i, Plain plain) const {
+      return as_lanes(inner.at(i, plain));
+    }
   };
   using Cursor = std::conditional_t<std::is_same_v<To, From>, Same, typename BoundLeaf<To, To, S>::Cursor>;
 

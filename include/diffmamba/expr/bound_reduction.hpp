@@ -132,21 +132,21 @@ struct Bound<ReductionNode<Op, Keep, Arg, Reduced...>, C, S> {
   struct Accumulator {
     L lanes[4] = {L(Op::identity), L(Op::identity), L(Op::identity), L(Op::identity)};
 
-    template <class Cursor>
-    void add(const Cursor cursor, Index begin, Index size) {
+    template <class Cursor, class Plain>
+    void add(const Cursor& cursor, Plain plain, Index begin, Index size) {
       const Index end = begin + size;
       Index i = begin;
       for (; i + 4 * L::size <= end; i += 4 * L::size)
-        for (int k = 0; k < 4; ++k) lanes[k] = Op::combine(lanes[k], L(as_lanes(cursor.at(i + k * L::size))));
-      for (; i + L::size <= end; i += L::size) lanes[0] = Op::combine(lanes[0], L(as_lanes(cursor.at(i))));
+        for (int k = 0; k < 4; ++k) lanes[k] = Op::combine(lanes[k], L(as_lanes(cursor.at(i + k * L::size, plain))));
+      for (; i + L::size <= end; i += L::size) lanes[0] = Op::combine(lanes[0], L(as_lanes(cursor.at(i, plain))));
       if (i == end) return;
       const L number = L::counting_from(C(0));
       const double rest = static_cast<double>(end - i);
       if (size >= L::size) {  // the last register again, without what was added already
-        const L value = as_lanes(cursor.at(end - L::size));
+        const L value = as_lanes(cursor.at(end - L::size, plain));
         lanes[1] = Op::combine(lanes[1], select(number < L(L::size - rest), L(Op::identity), value));
       } else {
-        const L value = as_lanes(cursor.at(begin));
+        const L value = as_lanes(cursor.at(begin, plain));
         lanes[1] = Op::combine(lanes[1], select(number < L(rest), value, L(Op::identity)));
       }
     }
@@ -171,11 +171,13 @@ struct Bound<ReductionNode<Op, Keep, Arg, Reduced...>, C, S> {
           reader.load(block);
           const auto cursor = reader.cursor();
           if (columns >= L::size) {
-            for (int r = 0; r < rows; ++r) {
-              Accumulator sum;
-              sum.add(cursor, r * columns, columns);
-              to[i + r] = Op::finish(sum.result(), count);
-            }
+            addressed(cursor, [&](auto plain) {
+              for (int r = 0; r < rows; ++r) {
+                Accumulator sum;
+                sum.add(cursor, plain, r * columns, columns);
+                to[i + r] = Op::finish(sum.result(), count);
+              }
+            });
           } else {
             alignas(64) C values[block_size];
             compute<C>(cursor, block.size(), values);
@@ -214,18 +216,21 @@ struct Bound<ReductionNode<Op, Keep, Arg, Reduced...>, C, S> {
     const Index blocks = rows_a_block > 1 ? tiles_of(rows_each, rows_a_block) : rows_each * pieces;
     const auto add = [&](auto& from, Index begin, Index end) {
       Accumulator sum;
+      Index row = rows_a_block > 1 ? begin * rows_a_block : begin / pieces;
+      Index column = rows_a_block > 1 ? 0 : begin % pieces * block_size;
       for (Index b = begin; b < end; ++b) {
-        Block block;
-        if (rows_a_block > 1) {
-          const Index row = b * rows_a_block, rest = rows_each - row;
-          block = {result * rows_each + row, 0, static_cast<int>(rest < rows_a_block ? rest : rows_a_block),
-                   static_cast<int>(length)};
-        } else {
-          const Index column = b % pieces * block_size, rest = length - column;
-          block = {result * rows_each + b / pieces, column, 1, static_cast<int>(rest < block_size ? rest : block_size)};
+        const Index rows_left = rows_each - row, columns_left = length - column;
+        const Block block{result * rows_each + row, column,
+                          static_cast<int>(rows_left < rows_a_block ? rows_left : rows_a_block),
+                          static_cast<int>(columns_left < block_size ? columns_left : block_size)};
+        column += block_size;
+        if (column >= length) {
+          column = 0;
+          row += rows_a_block;
         }
         from.load(block);
-        sum.add(from.cursor(), 0, block.size());
+        const auto cursor = from.cursor();
+        addressed(cursor, [&](auto plain) { sum.add(cursor, plain, 0, block.size()); });
       }
       return sum.result();
     };
@@ -258,15 +263,16 @@ struct Bound<ReductionNode<Op, Keep, Arg, Reduced...>, C, S> {
         from.load(block);
         const auto cursor = from.cursor();
         const int size = block.size();
-        int i = 0;
-        for (; i + L::size <= size; i += L::size)
-          Op::combine(L::load(sum + i), L(as_lanes(cursor.at(i)))).store(sum + i);
-        if (i < size) {
+        addressed(cursor, [&](auto plain) {
+          int i = 0;
+          for (; i + L::size <= size; i += L::size)
+            Op::combine(L::load(sum + i), L(as_lanes(cursor.at(i, plain)))).store(sum + i);
+          if (i == size) return;
           C lane[L::size];
           const int start = size >= L::size ? size - L::size : 0;
-          as_lanes(cursor.at(start)).store(lane);
+          as_lanes(cursor.at(start, plain)).store(lane);
           for (; i < size; ++i) sum[i] = Op::combine(sum[i], lane[i - start]);
-        }
+        });
       }
       for (int c = 0; c < columns; ++c) {
         C value = sum[c];
