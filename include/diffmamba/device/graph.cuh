@@ -9,10 +9,10 @@
 namespace diffmamba::cuda_runtime {
 
 template <class Void>
-Graph<Void>::Graph(const std::function<void()>& work) : stream_(current_stream()) {
+Graph<Void>::Graph(const std::function<void()>& work, WarmUp warm_up) : stream_(current_stream()) {
   require(stream_.handle != nullptr,
           "graph: the launches of the default stream cannot be recorded; make an OwnedStream current");
-  work();
+  if (warm_up == WarmUp::yes) work();
   const DeviceScope scope(stream_.device);
   // Relaxed: memory may be taken from the system meanwhile, which does not touch the order of launches.
   check(cudaStreamBeginCapture(stream_.handle, cudaStreamCaptureModeRelaxed), "cudaStreamBeginCapture");

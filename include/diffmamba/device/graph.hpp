@@ -12,6 +12,9 @@ struct CUgraphExec_st;  // what cudaGraphExec_t points to
 
 namespace diffmamba::cuda_runtime {
 
+/// Whether a graph's launches are run once before they are recorded.
+enum class WarmUp { no, yes };
+
 /// A sequence of launches that is recorded once and from then on started by one call: the host no longer walks through
 /// the operators, and the GPU does not wait for it. Defined in device/graph.cuh.
 ///
@@ -30,7 +33,7 @@ template <class = void>
 class Graph {
  public:
   Graph() = default;
-  explicit Graph(const std::function<void()>& work);
+  explicit Graph(const std::function<void()>& work, WarmUp warm_up = WarmUp::yes);
   Graph(Graph&& other) noexcept
       : stream_(other.stream_), handle_(std::exchange(other.handle_, nullptr)), nodes_(other.nodes_) {}
   Graph& operator=(Graph&& other) noexcept {

@@ -320,6 +320,13 @@ struct NamedTensor {
       : NamedTensor(std::move(tensor_name), dtype_of<T>, view.extents(), view.strides()) {
     data = view.data();
   }
+  /// On a GPU: copied to the host when it is written.
+  template <class T, int Rank>
+  NamedTensor(std::string tensor_name, const View<T, Rank, cuda>& view)
+      : NamedTensor(std::move(tensor_name), dtype_of<T>, view.extents(), [view]() -> std::shared_ptr<const void> {
+          auto here = std::make_shared<Tensor<std::remove_const_t<T>, Rank>>(to<cpu>(view));
+          return {here, here->data()};
+        }) {}
   template <class T, int Rank>
   NamedTensor(std::string tensor_name, const Tensor<T, Rank>& tensor)
       : NamedTensor(std::move(tensor_name), tensor.view()) {}

@@ -282,4 +282,8 @@ requires requires(Model& model) {
 }
 AdamW(Model&, AdamWOptions = {})->AdamW<accumulate_t<typename Model::value_type>, typename Model::device_type>;
 
+/// What AdamW(model) is.
+template <class Model>
+using OptimizerOf = AdamW<accumulate_t<typename Model::value_type>, typename Model::device_type>;
+
 }  // namespace diffmamba

@@ -73,9 +73,8 @@ inline std::optional<std::filesystem::path> latest_checkpoint(const std::filesys
 /// Saves a checkpoint and removes all but the newest `keep`. If anything fails (a full disk) what there was stays, and
 /// the Error names the file.
 template <class Model>
-void save_checkpoint(const std::filesystem::path& run, const Model& model,
-                     const AdamW<typename Model::value_type>& optimizer, const TextTokenizer& tokenizer,
-                     const TrainingProgress& progress, Index keep = 1) {
+void save_checkpoint(const std::filesystem::path& run, const Model& model, const OptimizerOf<Model>& optimizer,
+                     const TextTokenizer& tokenizer, const TrainingProgress& progress, Index keep = 1) {
   namespace fs = std::filesystem;
   create_folder(run);
   const auto folder = run / detail::checkpoint_name(progress.step);
@@ -115,9 +114,8 @@ void save_checkpoint(const std::filesystem::path& run, const Model& model,
 
 /// Restores what save_checkpoint saved, into a model of the same configuration.
 template <class Model>
-TrainingProgress load_checkpoint(const std::filesystem::path& folder, Model& model,
-                                 AdamW<typename Model::value_type>& optimizer) {
-  using T = typename Model::value_type;
+TrainingProgress load_checkpoint(const std::filesystem::path& folder, Model& model, OptimizerOf<Model>& optimizer) {
+  using R = accumulate_t<typename Model::value_type>;
   const auto description = describe_model(folder);
   require(to_json(description.config) == to_json(model.config()), (folder / "config.json").string(),
           ": the checkpoint is of another model: ", to_json(description.config).dump(), ", expected ",
@@ -134,7 +132,7 @@ TrainingProgress load_checkpoint(const std::filesystem::path& folder, Model& mod
   reader.finish();
   require(progress.step >= 0 && progress.data_position >= 0, path.string(), ": a negative step or position");
   SafetensorsFile weights(folder / "model.safetensors"), averages(folder / "optimizer.safetensors");
-  Tensor<T, 1> exp_avg(optimizer.exp_avg().extents()), exp_avg_sq(exp_avg.extents());
+  Tensor<R, 1> exp_avg(optimizer.exp_avg().extents()), exp_avg_sq(exp_avg.extents());
   averages.read("exp_avg", exp_avg.view());
   averages.read("exp_avg_sq", exp_avg_sq.view());
   load_parameters(weights, model);  // from here on nothing can fail halfway but the disk

@@ -60,8 +60,6 @@ struct TrainingOutcome {
 template <class Model>
 class Trainer {
  public:
-  using T = typename Model::value_type;
-
   Trainer(Model& model, const Corpus& corpus, const TrainerOptions& options)
       : model_(&model),
         corpus_(corpus),
@@ -83,7 +81,7 @@ class Trainer {
   }
 
   const TrainingProgress& progress() const { return progress_; }
-  AdamW<T>& optimizer() { return optimizer_; }
+  OptimizerOf<Model>& optimizer() { return optimizer_; }
 
   /// Throws Error if the folder holds another run, which run() would do too.
   void check() const {
@@ -115,22 +113,37 @@ class Trainer {
       ProgressBar bar(options_.steps, first);
       const auto begin = std::chrono::steady_clock::now();
       const double seconds_before = progress_.seconds;
+      Index logged = first;
+      // One row of the logs. On a GPU that of a step is written when the next one has been launched, or when the host
+      // waits for it anyway.
+      const auto note = [&](const StepResult& result, double validation) {
+        if (result.step <= logged) return;
+        logged = result.step;
+        outcome.loss = result.loss;
+        if (options_.after_step) options_.after_step(result.step, result);
+        csv.write(result.step, {result.loss, validation, result.learning_rate, result.gradient_norm,
+                                static_cast<double>(result.step * tokens_per_step), progress_.seconds});
+        if (board) log(*board, result, validation, bar.units_per_second());
+        bar.show(result.step, static_cast<double>((result.step - first) * tokens_per_step),
+                 "loss " + detail::print("%.3f, %.3f ", result.loss, result.loss / std::log(2.0)) + unit);
+      };
+      constexpr double nothing = std::numeric_limits<double>::quiet_NaN();
       for (Index step = first; step < options_.steps && !outcome.interrupted;) {
-        const double lr = schedule(step);
         for (Index i = 0; i < options_.accumulate; ++i) training.add(batches_.next());
-        const StepResult result = training.update(lr);
+        const StepResult result = training.update(schedule(step));
         ++step;
         progress_.step = outcome.step = step;
         progress_.data_position = batches_.position();
+        const bool last = step == options_.steps;
+        const bool validates = corpus_.validation.size() >= 2 && (last || due(step, options_.evaluate_every));
+        const bool saves = last || due(step, options_.save_every);
+        if (result.step < step) note(result, nothing);  // the step before
+        const StepResult newest = validates || saves ? training.finish() : result;
         progress_.seconds =
             seconds_before + std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-        outcome.loss = result.loss;
-        if (options_.after_step) options_.after_step(step, result);
-        outcome.interrupted = interrupt.requested();
-        const bool last = step == options_.steps;
 
-        double validation = std::numeric_limits<double>::quiet_NaN();
-        if (corpus_.validation.size() >= 2 && (last || due(step, options_.evaluate_every))) {
+        double validation = nothing;
+        if (validates) {
           validation = outcome.validation = validate();
           bar.say("step " + std::to_string(step) + ": validation " +
                   detail::print("%.4f ", validation / std::log(2.0)) + unit);
@@ -140,13 +153,12 @@ class Trainer {
             save_model(options_.folder / "best", *model_, corpus_.tokenizer);
           }
         }
-        csv.write(step, {result.loss, validation, lr, result.gradient_norm, static_cast<double>(step * tokens_per_step),
-                         progress_.seconds});
-        if (board) log(*board, step, result, validation, lr, bar.units_per_second());
-        bar.show(step, static_cast<double>((step - first) * tokens_per_step),
-                 "loss " + detail::print("%.3f, %.3f ", result.loss, result.loss / std::log(2.0)) + unit);
-        if (last || outcome.interrupted || due(step, options_.save_every))
+        note(newest, validation);
+        outcome.interrupted = interrupt.requested();
+        if (saves || outcome.interrupted) {
+          note(training.finish(), validation);
           save_checkpoint(options_.folder, *model_, optimizer_, corpus_.tokenizer, progress_);
+        }
       }
     }
     outcome.progress = progress_;
@@ -168,11 +180,11 @@ class Trainer {
  private:
   static bool due(Index step, Index every) { return every > 0 && step % every == 0; }
 
-  static void log(TensorBoardLog& board, Index step, const StepResult& result, double validation, double lr,
-                  double rate) {
+  static void log(TensorBoardLog& board, const StepResult& result, double validation, double rate) {
+    const Index step = result.step;
     board.scalar("loss/train", step, result.loss);
     if (std::isfinite(validation)) board.scalar("loss/validation", step, validation);
-    board.scalar("optimizer/learning_rate", step, lr);
+    board.scalar("optimizer/learning_rate", step, result.learning_rate);
     board.scalar("optimizer/gradient_norm", step, result.gradient_norm);
     board.scalar("speed/tokens_per_second", step, rate);
   }
@@ -180,7 +192,7 @@ class Trainer {
   Model* model_;
   Corpus corpus_;
   TrainerOptions options_;
-  AdamW<T> optimizer_;
+  OptimizerOf<Model> optimizer_;
   Batches batches_;
   TrainingProgress progress_;
   bool resumed_ = false;

@@ -2,11 +2,20 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <array>    // std::array
+#include <chrono>   // std::chrono::steady_clock
 #include <cmath>    // std::isfinite
 #include <cstdint>  // std::uint64_t
 #include <limits>   // std::numeric_limits
+#include <map>      // std::map
+#include <string>   // std::string
+#include <utility>  // std::pair
+#include <vector>   // std::vector
 
 #include "diffmamba/data/batches.hpp"
+#include "diffmamba/device/event.hpp"
+#include "diffmamba/device/graph.hpp"
+#include "diffmamba/device/pinned.hpp"
 #include "diffmamba/train/adamw.hpp"
 #include "diffmamba/train/clip.hpp"
 
@@ -22,6 +31,8 @@ struct TrainingStepOptions {
 struct StepResult {
   double loss = 0;           // mean over the batches, in nats per token, before the update
   double gradient_norm = 0;  // before clipping
+  Index step = 0;            // which one it was, counted from 1; 0: none is known yet
+  double learning_rate = 0;  // of its update
   double value() const { return loss; }
 };
 
@@ -35,28 +46,59 @@ struct StepResult {
 ///
 /// With `accumulate` = n call `add(batch)` n times, then `update(lr)`. The number of a step, from which dropout draws,
 /// is the optimizer's: to resume, nothing else must be restored.
+///
+/// On a GPU a step is only launched. The host runs ahead by one: `update` returns what the step before has found out
+/// (StepResult::step says which; in the beginning none), and `finish` waits for the last one. An error shows one step
+/// late as well; meanwhile nothing is updated, and the optimizer stands where the error says.
+template <class Model, Device D = typename Model::device_type>
+class TrainingStep;
+
 template <class Model>
-class TrainingStep {
+TrainingStep(Model&, OptimizerOf<Model>&, const TrainingStepOptions& = {}) -> TrainingStep<Model>;
+
+namespace detail {
+
+inline void check(const TrainingStepOptions& options) {
+  require(options.accumulate >= 1, "training: accumulate is ", options.accumulate, ", expected 1 or more");
+  require(options.clip > 0, "training: clip is ", options.clip, ", expected more than 0");
+}
+inline void require_one_batch(const TrainingStepOptions& options) {
+  require(options.accumulate == 1, "training: a step takes ", options.accumulate, " batches: add them, then update");
+}
+inline void require_room(const TrainingStepOptions& options, Index added) {
+  require(added < options.accumulate, "training: a step takes ", options.accumulate,
+          " batches; update before more are added");
+}
+inline void require_all(const TrainingStepOptions& options, Index added) {
+  require(added == options.accumulate, "training: ", added, " of the ", options.accumulate,
+          " batches of a step were added");
+}
+[[noreturn]] inline void not_finite(const char* what, Index step, const std::string& where) {
+  fail("training: ", what, " of step ", step, " is not finite; it begins with ",
+       where.empty() ? "the loss itself" : where, ". A smaller learning rate or clip may help.");
+}
+
+}  // namespace detail
+
+template <class Model>
+class TrainingStep<Model, cpu> {
  public:
   using T = typename Model::value_type;
 
   TrainingStep(Model& model, AdamW<T>& optimizer, const TrainingStepOptions& options = {})
       : model_(&model), optimizer_(&optimizer), options_(options) {
-    require(options.accumulate >= 1, "training: accumulate is ", options.accumulate, ", expected 1 or more");
-    require(options.clip > 0, "training: clip is ", options.clip, ", expected more than 0");
+    detail::check(options);
   }
 
   StepResult operator()(const Batch& batch, double lr) {
-    require(options_.accumulate == 1, "training: a step takes ", options_.accumulate,
-            " batches: add them, then update");
+    detail::require_one_batch(options_);
     add(batch);
     return update(lr);
   }
 
-  /// One of the batches of a step; returns its loss.
-  double add(const Batch& batch) {
-    require(added_ < options_.accumulate, "training: a step takes ", options_.accumulate,
-            " batches; update before more are added");
+  /// One of the batches of a step.
+  void add(const Batch& batch) {
+    detail::require_room(options_, added_);
     if (added_ == 0) {
       model_->zero_gradients();
       loss_ = 0;
@@ -68,24 +110,26 @@ class TrainingStep {
     if (!std::isfinite(loss)) not_finite("the loss", model_->first_not_finite(batch.inputs));
     loss_ += loss / static_cast<double>(options_.accumulate);
     ++added_;
-    return loss;
   }
   /// The step itself, from the batches added.
   StepResult update(double lr) {
-    require(added_ == options_.accumulate, "training: ", added_, " of the ", options_.accumulate,
-            " batches of a step were added");
+    detail::require_all(options_, added_);
     added_ = 0;
     const double norm = global_norm(View<const T, 1>(model_->flat().gradients()));
     if (!std::isfinite(norm)) not_finite("the gradient", model_->first_gradient_not_finite());
     optimizer_->step(*model_, lr, clip_factor(norm, options_.clip));
-    return {.loss = loss_, .gradient_norm = norm};
+    last_ = {.loss = loss_, .gradient_norm = norm, .step = optimizer_->steps(), .learning_rate = lr};
+    return last_;
   }
+  /// The last step's result again; on a GPU it may not have been known before.
+  StepResult finish() { return last_; }
+  /// Seconds that a first step takes longer than the others, spent now; nothing on the CPU.
+  double warm_up(const Batch&) { return 0; }
 
  private:
   [[noreturn]] void not_finite(const char* what, const std::string& where) {
     added_ = 0;
-    fail("training: ", what, " of step ", optimizer_->steps() + 1, " is not finite; it begins with ",
-         where.empty() ? "the loss itself" : where, ". A smaller learning rate or clip may help.");
+    detail::not_finite(what, optimizer_->steps() + 1, where);
   }
 
   Model* model_;
@@ -93,6 +137,220 @@ class TrainingStep {
   TrainingStepOptions options_;
   Index added_ = 0;
   double loss_ = 0;
+  StepResult last_;
+};
+
+/// On a GPU: for each shape of a batch the launches of forward and backward are recorded into a graph, those of norm,
+/// clipping and AdamW into another, and from the second step on they are replayed. Tokens, the learning rate and the
+/// numbers of step and batch go through pinned memory, in two sets, so that the host prepares a step while another one
+/// runs; loss and norm come back the same way.
+template <class Model>
+class TrainingStep<Model, cuda> {
+ public:
+  using T = typename Model::value_type;
+  using R = accumulate_t<T>;
+
+  TrainingStep(Model& model, AdamW<R, cuda>& optimizer, const TrainingStepOptions& options = {})
+      : model_(&model),
+        optimizer_(&optimizer),
+        options_(options),
+        stream_(cuda_runtime::current_stream().device),
+        loss_({1}),
+        losses_({options.accumulate}),
+        number_(Tensor<std::uint64_t, 1, cuda>::uninitialized({1})),
+        scalars_(Tensor<StepScalars, 1, cuda>::uninitialized({1})),
+        outcome_(Tensor<StepOutcome, 1, cuda>::uninitialized({1})) {
+    detail::check(options);
+    forget_errors();
+    for (Slot& slot : slots_) slot.batches.resize(static_cast<std::size_t>(options.accumulate));
+  }
+  TrainingStep(const TrainingStep&) = delete;
+  TrainingStep& operator=(const TrainingStep&) = delete;
+  ~TrainingStep() {
+    try {
+      cuda_runtime::synchronize<>(stream_);
+    } catch (const Error&) {  // a fault on the GPU shows in the next call as well
+    }
+  }
+
+  StepResult operator()(const Batch& batch, double lr) {
+    detail::require_one_batch(options_);
+    add(batch);
+    return update(lr);
+  }
+
+  /// One of the batches of a step. Throws Error for tokens out of range.
+  void add(const Batch& batch) {
+    detail::require_room(options_, added_);
+    model_->check_batch(batch.inputs, batch.targets);
+    const cuda_runtime::Stream callers = cuda_runtime::current_stream();
+    cuda_runtime::order(callers, stream_);
+    const cuda_runtime::StreamScope on(stream_);
+    auto& staged = slots_[now_].batches[static_cast<std::size_t>(added_)];
+    staged.take(batch, static_cast<std::uint64_t>(optimizer_->steps() * options_.accumulate + added_));
+    Shape& shape = shapes_[{batch.inputs.extent(0), batch.inputs.extent(1)}];
+    run(staged, shape, added_ == 0);
+    cuda_runtime::copy_bytes_async(loss_.data(), losses_.data() + added_, sizeof(R));
+    ++added_;
+    cuda_runtime::order(stream_, callers);
+  }
+  /// Launches the step and returns what the one before it has found out. Throws Error if that was not finite.
+  StepResult update(double lr) {
+    detail::require_all(options_, added_);
+    added_ = 0;
+    const cuda_runtime::Stream callers = cuda_runtime::current_stream();
+    Slot& slot = slots_[now_];
+    {
+      const cuda_runtime::StreamScope on(stream_);
+      slot.scalars[0] = optimizer_->scalars(lr, 1.0, options_.clip);
+      slot.scalars.upload(scalars_.data(), 1);
+      const auto work = [this] {
+        optimizer_->launch(*model_, View<const StepScalars, 1, cuda>(scalars_.view()), outcome_.view(),
+                           View<const R, 1, cuda>(losses_.view()));
+      };
+      run(update_, work);
+      slot.outcome.download(outcome_.data(), 1);
+      slot.done.record();
+    }
+    cuda_runtime::order(stream_, callers);
+    optimizer_->set_steps(optimizer_->steps() + 1);
+    slot.step = optimizer_->steps();
+    slot.known = false;
+    now_ = 1 - now_;
+    return result_of(slots_[now_]);
+  }
+  /// Waits for the last step and returns what it has found out.
+  StepResult finish() { return result_of(slots_[1 - now_]); }
+
+  /// Does what a first step would do besides the step: loads kernels, takes memory, records the graph of batches of
+  /// this shape. Changes neither parameters nor optimizer. Returns the seconds it took.
+  double warm_up(const Batch& batch) {
+    require(added_ == 0, "training: warm_up between the batches of a step");
+    const auto begin = std::chrono::steady_clock::now();
+    for (added_ = 0; added_ < options_.accumulate;) add(batch);
+    added_ = 0;
+    cuda_runtime::synchronize<>(stream_);
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  }
+
+ private:
+  /// A batch in pinned memory.
+  struct Staged {
+    cuda_runtime::PinnedBuffer<std::int32_t> inputs, targets;
+    cuda_runtime::PinnedBuffer<std::uint64_t> number{1};
+    Extents<2> extents;
+
+    void take(const Batch& batch, std::uint64_t batch_number) {
+      extents = batch.inputs.extents();
+      if (inputs.size() < extents.size()) {
+        inputs = cuda_runtime::PinnedBuffer<std::int32_t>(extents.size());
+        targets = cuda_runtime::PinnedBuffer<std::int32_t>(extents.size());
+      }
+      copy_elements(cpu{}, batch.inputs.data(), inputs.data(), extents.size());
+      copy_elements(cpu{}, batch.targets.data(), targets.data(), extents.size());
+      number[0] = batch_number;
+    }
+  };
+  /// A step in pinned memory.
+  struct Slot {
+    std::vector<Staged> batches;
+    cuda_runtime::PinnedBuffer<StepScalars> scalars{1};
+    cuda_runtime::PinnedBuffer<StepOutcome> outcome{1};
+    cuda_runtime::Event<> done;
+    Index step = 0;
+    bool known = true;  // the outcome has been looked at
+  };
+  /// A shape of batches: their place on the GPU, and the launches of the first batch of a step and of those after it.
+  struct Shape {
+    Tensor<std::int32_t, 2, cuda> inputs, targets;
+    cuda_runtime::Graph<> first, more;
+  };
+
+  // Forward and backward of a batch.
+  void run(const Staged& staged, Shape& shape, bool first) {
+    if (!shape.inputs) {
+      shape.inputs = Tensor<std::int32_t, 2, cuda>::uninitialized(staged.extents);
+      shape.targets = Tensor<std::int32_t, 2, cuda>::uninitialized(staged.extents);
+    }
+    staged.inputs.upload(shape.inputs.data(), staged.extents.size());
+    staged.targets.upload(shape.targets.data(), staged.extents.size());
+    staged.number.upload(number_.data(), 1);
+    run(first ? shape.first : shape.more, [this, &shape, first] {
+      if (first) model_->zero_gradients();
+      model_->forward_backward_on_device(shape.inputs, shape.targets, loss_.view(),
+                                         {.scale = 1.0 / static_cast<double>(options_.accumulate),
+                                          .dropout = StepRandom(Philox{options_.seed}, number_.data())});
+    });
+  }
+  // The first time as it is, then recorded, from then on replayed.
+  template <class Work>
+  static void run(cuda_runtime::Graph<>& graph, const Work& work) {
+    if (graph) {
+      graph.replay();
+    } else {
+      work();
+      graph = cuda_runtime::Graph<>(work, cuda_runtime::WarmUp::no);
+    }
+  }
+
+  StepResult result_of(Slot& slot) {
+    if (slot.step == 0) return {};
+    slot.done.wait();
+    const StepOutcome& outcome = slot.outcome[0];
+    if (outcome.bad != 0 && !slot.known) recover(slot);
+    slot.known = true;
+    return {.loss = outcome.loss,
+            .gradient_norm = outcome.gradient_norm,
+            .step = slot.step,
+            .learning_rate = slot.scalars[0].lr};
+  }
+
+  // Something in that step was not finite: goes back to where it began, finds what it was and throws.
+  [[noreturn]] void recover(Slot& slot) {
+    const cuda_runtime::Stream callers = cuda_runtime::current_stream();
+    cuda_runtime::synchronize<>(stream_);
+    const Index step = slot.step;
+    const bool loss_is_bad = !std::isfinite(slot.outcome[0].loss);
+    optimizer_->set_steps(step - 1);
+    added_ = 0;
+    forget_errors();
+    for (Slot& each : slots_) {
+      each.step = 0;
+      each.known = true;
+    }
+    std::string where;
+    for (const Staged& staged : slot.batches) {
+      if (!loss_is_bad || !where.empty()) break;
+      where = model_->first_not_finite(View<const std::int32_t, 2>(staged.inputs.data(), staged.extents));
+    }
+    if (!loss_is_bad) {  // the gradients may be those of a later step by now
+      const cuda_runtime::StreamScope on(stream_);
+      for (std::size_t i = 0; i < slot.batches.size(); ++i)
+        run(slot.batches[i], shapes_.at({slot.batches[i].extents[0], slot.batches[i].extents[1]}), i == 0);
+      cuda_runtime::order(stream_, callers);
+      cuda_runtime::synchronize<>(stream_);
+      where = model_->first_gradient_not_finite();
+    }
+    detail::not_finite(loss_is_bad ? "the loss" : "the gradient", step, where);
+  }
+  void forget_errors() {
+    const StepOutcome nothing;
+    copy_elements(cuda{}, &nothing, outcome_.data(), 1);
+  }
+
+  Model* model_;
+  AdamW<R, cuda>* optimizer_;
+  TrainingStepOptions options_;
+  cuda_runtime::OwnedStream<> stream_;  // its memory is the graphs'
+  Tensor<R, 1, cuda> loss_, losses_;    // of a batch, of the batches of a step
+  Tensor<std::uint64_t, 1, cuda> number_;
+  Tensor<StepScalars, 1, cuda> scalars_;
+  Tensor<StepOutcome, 1, cuda> outcome_;
+  std::map<std::pair<Index, Index>, Shape> shapes_;
+  cuda_runtime::Graph<> update_;
+  std::array<Slot, 2> slots_;
+  std::size_t now_ = 0;
+  Index added_ = 0;
 };
 
 }  // namespace diffmamba
