@@ -18,12 +18,14 @@ std::vector<NamedTensor> named_parameters(const ModuleType& module) {
   module.visit([&](std::string_view name, auto& parameter) {
     using P = std::remove_cvref_t<decltype(parameter)>;
     using Values = decltype(parameter.to_tensor());
-    // A view of the parameter that outlives the visit; its elements are gathered when they are written.
-    if constexpr (requires { parameter.value(); }) {
+    // Something that outlives the visit; elements that are not dense in host memory are gathered when they are written.
+    if constexpr (requires {
+                    requires std::is_same_v<decltype(parameter.value()), View<const typename P::value_type, P::rank>>;
+                  }) {
       tensors.emplace_back(std::string(name), parameter.value());
     } else {
-      tensors.emplace_back(std::string(name), dtype_of<typename Values::value_type>, parameter.extents(),
-                           [part = P(parameter)]() -> std::shared_ptr<const void> {
+      tensors.emplace_back(std::string(name), dtype_of<typename P::value_type>, parameter.extents(),
+                           [part = part_of(parameter)]() -> std::shared_ptr<const void> {
                              auto values = std::make_shared<Values>(part.to_tensor());
                              return {values, values->data()};
                            });

@@ -110,7 +110,7 @@ Tensor<T, Rank> first_or_last(const FlatTensor<T>& from, const Extents<Rank>& ex
 /// one did.
 template <class Model>
 Model to_differential(const Model& model, Conversion conversion, Philox random = {}) {
-  using T = typename Model::value_type;
+  using T = accumulate_t<typename Model::value_type>;
   ModelConfig config = model.config();
   config.layers = differential_layers(config.layers, config.d_model, conversion, config.mixer);
   Model result(config);

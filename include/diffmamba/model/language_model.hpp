@@ -2,11 +2,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <algorithm>  // std::all_of, std::fill_n, std::min
+#include <algorithm>  // std::all_of, std::min
 #include <cmath>      // std::sqrt, std::isfinite
-#include <cstddef>    // std::nullptr_t
 #include <cstdint>    // std::int32_t
 #include <string>     // std::string
+#include <utility>    // std::as_const
 #include <variant>    // std::variant, std::visit
 #include <vector>     // std::vector
 
@@ -14,7 +14,7 @@
 #include "diffmamba/model/model_config.hpp"
 #include "diffmamba/nn/add_norm.hpp"
 #include "diffmamba/nn/block.hpp"
-#include "diffmamba/nn/linear_layer.hpp"  // as_rows, fill_linear
+#include "diffmamba/nn/linear_layer.hpp"  // as_rows, draw_linear
 #include "diffmamba/ops/cross_entropy/cross_entropy_backward.hpp"
 #include "diffmamba/ops/cross_entropy/cross_entropy_forward.hpp"
 #include "diffmamba/ops/dropout/dropout_backward.hpp"
@@ -26,9 +26,33 @@ namespace diffmamba {
 
 /// What a training step needs to know besides the batch.
 struct BackwardOptions {
-  double scale = 1.0;   // of the loss whose gradient is taken: 1 / n when n batches are accumulated
-  Philox dropout = {};  // one of its own for each batch; nothing is drawn if the model's dropout is 0
+  double scale = 1.0;       // of the loss whose gradient is taken: 1 / n when n batches are accumulated
+  StepRandom dropout = {};  // one of its own for each batch; nothing is drawn if the model's dropout is 0
 };
+
+namespace detail {
+
+/// Host memory where the model's device reads it: on the CPU the same, on a GPU a copy.
+template <class T, int Rank, Device DeviceType>
+class OnDevice {
+ public:
+  explicit OnDevice(const View<const T, Rank, cpu>& host) : copy_(to<DeviceType>(host)) {}
+  View<const T, Rank, DeviceType> view() const { return copy_.view(); }
+
+ private:
+  Tensor<T, Rank, DeviceType> copy_;
+};
+template <class T, int Rank>
+class OnDevice<T, Rank, cpu> {
+ public:
+  explicit OnDevice(const View<const T, Rank, cpu>& host) : view_(host) {}
+  const View<const T, Rank, cpu>& view() const { return view_; }
+
+ private:
+  View<const T, Rank, cpu> view_;
+};
+
+}  // namespace detail
 
 /// A language model: embedding, residual blocks of any mixers, a norm, and a head that is the embedding again or a
 /// matrix of its own.
@@ -46,7 +70,15 @@ struct BackwardOptions {
 /// Mamba2<float>, MyMixer>. Parameters lie in one flat array, gradients in another one that a model which only infers
 /// never has (`flat`); `visit` hands them out under the names of the official checkpoints.
 ///
-/// Compute is the type of activations, Param that of the weights; on the CPU they are the same, float or double.
+/// Compute is the type of activations and of the matrices that operators multiply with, Param that in which all
+/// parameters, their gradients and the residual stream are kept: the type of sums. On the CPU both are float or both
+/// double. On a GPU, LanguageModel<cuda, bfloat16> has float parameters with a bfloat16 shadow of the matrices;
+/// `release_masters` gives up what only training needs. The source is the same for both devices, and so is what it
+/// computes, up to rounding.
+///
+/// Tokens come from the host: they are checked and uploaded. The members whose names end in _on_device take tokens that
+/// already lie there, look at no value, wait for nothing and take memory from the arena only, so that after a first
+/// call for a shape they can be captured in a graph; they are what the others are made of.
 ///
 /// Memory that a training step over n = batch * length tokens takes besides parameters and gradients, in elements:
 ///
@@ -55,13 +87,15 @@ struct BackwardOptions {
 ///   + 2 n * d_model and what one mixer needs inside its backward pass
 ///
 /// Nothing is ever taken per layer but what the first line says. `saved_bytes` is its value in the last step, counted.
+/// With `set_recompute` a layer keeps 2 d_model + 1 (the residual stream and the mixer's input) instead of d_model + 1
+/// and what the mixer states, which exists for one layer at a time, and each mixer's forward pass is run twice.
 ///
 /// Const members may be called from several threads at once, each with a State of its own.
 template <Device DeviceType, class Compute = float, class Param = accumulate_t<Compute>, class... Mixers>
 class LanguageModel : public Module<LanguageModel<DeviceType, Compute, Param, Mixers...>> {
-  static_assert(std::is_same_v<DeviceType, cpu>,
-                "LanguageModel: other devices than the CPU are not implemented in this version");
-  static_assert(std::is_same_v<Compute, Param> && (std::is_same_v<Compute, float> || std::is_same_v<Compute, double>),
+  static_assert(std::is_same_v<Param, accumulate_t<Compute>>,
+                "LanguageModel: parameters are kept in the type of sums: float, and double with double activations");
+  static_assert(!std::is_same_v<DeviceType, cpu> || std::is_same_v<Compute, Param>,
                 "LanguageModel: on the CPU activations and weights are both float or both double");
   static_assert((Mixer<Mixers> && ...),
                 "LanguageModel: every type after Param must be a Mixer; nn/mixer.hpp says what that is");
@@ -70,8 +104,11 @@ class LanguageModel : public Module<LanguageModel<DeviceType, Compute, Param, Mi
   using value_type = Compute;
   using device_type = DeviceType;
   using T = Compute;
+  using R = Param;
   using D = DeviceType;
-  using Tokens = View<const std::int32_t, 2, D>;  // (batch, length)
+  using Tokens = View<const std::int32_t, 2, cpu>;      // (batch, length)
+  using DeviceTokens = View<const std::int32_t, 2, D>;  // the same where the model is
+  using Labels = View<const std::int32_t, 1, D>;
 
   /// The mixers that a configuration can name.
   using Known = typename std::conditional_t<sizeof...(Mixers) == 0, BuiltinMixers<T, D>,
@@ -79,12 +116,13 @@ class LanguageModel : public Module<LanguageModel<DeviceType, Compute, Param, Mi
   using AnyBlock = typename Known::Blocks;
 
   /// Rows of the head's product at a time: more would not be faster, and no more logits exist at once.
-  static constexpr Index head_rows = 2048;
+  static constexpr Index head_rows = std::is_same_v<D, cpu> ? 2048 : 8192;
 
-  /// What decoding carries along, a value: copy it, keep it, go back to it.
+  /// What decoding carries along, a value: copy it, keep it, go back to it. Its tensors keep their memory while tokens
+  /// are added.
   struct State {
     std::vector<typename Known::States> layers;
-    Tensor<T, 2, D> logits;  // (batch, padded_vocab_size), of the token that follows
+    Tensor<R, 2, D> logits;  // (batch, padded_vocab_size), of the token that follows
     Index position = 0;      // tokens seen
     Index batch() const { return logits.extent(0); }
   };
@@ -130,8 +168,9 @@ class LanguageModel : public Module<LanguageModel<DeviceType, Compute, Param, Mi
   /// As the official package does: the embedding normal with initializer_range, weights that write into the residual
   /// stream divided by sqrt(layers), each mixer as its module does it; a head of its own as torch's Linear.
   void initialize(Philox random, const Initialization& how = {}) {
-    fill_normal(embedding_.value(), random.child(0), 0.0, config_.initializer_range);
-    if (lm_head_) fill_linear(lm_head_.value(), config_.d_model, random.child(1));
+    draw_parameter(embedding_,
+                   [&](auto& values) { fill_normal(values, random.child(0), 0.0, config_.initializer_range); });
+    if (lm_head_) draw_linear(lm_head_, config_.d_model, random.child(1));
     norm_f_.initialize();
     Initialization inner = how;
     if (config_.rescale_prenorm_residual) inner.residual_scale /= std::sqrt(static_cast<double>(layers()));
@@ -143,13 +182,47 @@ class LanguageModel : public Module<LanguageModel<DeviceType, Compute, Param, Mi
   void zero_gradients() {
     bind_gradients(*this, flat_);
     const auto gradients = flat_.gradients();
-    std::fill_n(gradients.data(), gradients.size(), T{});
+    fill_elements(D{}, gradients.data(), gradients.size(), R{});
+  }
+
+  /// For inference only: gives up the gradients, and with 16-bit activations the float masters of the matrices, of
+  /// which the 16-bit ones remain. From then on training throws. Nothing happens where Compute is Param.
+  void release_masters() { diffmamba::release_masters(*this, flat_); }
+
+  /// Trades time for memory: see above. Changes no bit of any result.
+  void set_recompute(bool recompute) {
+    for (auto& any : blocks_) std::visit([&](auto& block) { block.set_recompute(recompute); }, any);
+  }
+
+  /// Throws Error for a token out of range.
+  void check_tokens(const Tokens& tokens) const {
+    for (Index b = 0; b < tokens.extent(0); ++b)
+      for (Index t = 0; t < tokens.extent(1); ++t)
+        require(0 <= tokens(b, t) && tokens(b, t) < config_.vocab_size, "model: token ", tokens(b, t), " at position (",
+                b, ", ", t, ") is out of range, the vocabulary has ", config_.vocab_size.get());
+  }
+  /// The same for a batch, its shapes, and its targets. Returns how many of them count.
+  Index check_batch(const Tokens& tokens, const Tokens& targets) const {
+    require(tokens.size() > 0, "model: a batch of shape ", tokens.extents(), " has no tokens");
+    require_shape("model", "targets", targets, tokens.extents());
+    require(targets.contiguous(), "model: targets must lie densely");
+    check_tokens(tokens);
+    Index kept = 0;
+    for (Index b = 0; b < targets.extent(0); ++b)
+      for (Index t = 0; t < targets.extent(1); ++t) {
+        if (targets(b, t) == loss_options().ignore_index) continue;
+        require(0 <= targets(b, t) && targets(b, t) < config_.vocab_size, "model: target ", targets(b, t),
+                " at position (", b, ", ", t, ") is out of range, the vocabulary has ", config_.vocab_size.get());
+        ++kept;
+      }
+    return kept;
   }
 
   /// Logits of every position: (batch, length) tokens to (batch, length, padded_vocab_size). Throws Error for a token
   /// out of range.
   Tensor<T, 3, D> forward(const Tokens& tokens) const {
-    const auto hidden = infer(tokens);
+    check_tokens(tokens);
+    const auto hidden = infer(detail::OnDevice<std::int32_t, 2, D>(tokens).view());
     auto logits = Tensor<T, 3, D>::uninitialized({tokens.extent(0), tokens.extent(1), config_.padded_vocab_size()});
     linear::forward(linear::Inputs<T, D>{.x = as_rows(hidden), .weight = head()}, as_rows(logits));
     return logits;
@@ -157,43 +230,71 @@ class LanguageModel : public Module<LanguageModel<DeviceType, Compute, Param, Mi
 
   /// Mean of -ln p(target) over the targets; those of -100 do not count. NaN if none does.
   double loss(const Tokens& tokens, const Tokens& targets) const {
-    const Index kept = check_batch(tokens, targets);
+    check_batch(tokens, targets);
+    auto result = Tensor<R, 1, D>::uninitialized({1});
+    loss_on_device(detail::OnDevice<std::int32_t, 2, D>(tokens).view(),
+                   detail::OnDevice<std::int32_t, 2, D>(targets).view(), result.view());
+    return number(result);
+  }
+  void loss_on_device(const DeviceTokens& tokens, const DeviceTokens& targets, const View<R, 1, D>& loss) const {
+    const auto factors = kept_factors(targets, 1.0);
     const auto hidden = infer(tokens);
-    return over_head(as_rows(hidden), targets, kept, 0.0, nullptr);
+    over_head(as_rows(hidden), targets,
+              [&](const View<T, 2, D>& logits, const Labels& labels, Index begin, auto& workspace) {
+                cross_entropy::forward(cross_entropy::Inputs<T, std::int32_t, D>{.logits = logits, .labels = labels},
+                                       loss_options(), loss, begin == 0 ? GradientMode::assign : GradientMode::add,
+                                       workspace);
+              });
+    multiply_by(loss, View<const R, 1, D>(factors.template slice<0>(1, 2)));
   }
 
   /// The same while training, with dropout; adds the gradient of options.scale times it into the parameters' gradients.
   double forward_backward(const Tokens& tokens, const Tokens& targets, const BackwardOptions& options = {}) {
-    const Index kept = check_batch(tokens, targets);
+    check_batch(tokens, targets);
+    auto result = Tensor<R, 1, D>::uninitialized({1});
+    forward_backward_on_device(detail::OnDevice<std::int32_t, 2, D>(tokens).view(),
+                               detail::OnDevice<std::int32_t, 2, D>(targets).view(), result.view(), options);
+    return number(result);
+  }
+  /// Writes the mean loss to `loss`, (1).
+  void forward_backward_on_device(const DeviceTokens& tokens, const DeviceTokens& targets, const View<R, 1, D>& loss,
+                                  const BackwardOptions& options = {}) {
     bind_gradients(*this, flat_);
     const std::size_t bytes_before = arena<D>().bytes_in_use();
     const auto hidden = forward_saving(tokens, options.dropout);
     saved_bytes_ = arena<D>().bytes_in_use() - bytes_before;
     auto dhidden = Tensor<T, 3, D>::uninitialized(hidden.extents());
     const auto rows = as_rows(hidden);
-    const double scale = kept > 0 ? options.scale / static_cast<double>(kept) : 0.0;
-    const double loss =
-        over_head(rows, targets, kept, scale, [&](Index begin, Index end, const View<T, 2, D>& dlogits) {
-          linear::backward(linear::Inputs<T, D>{.x = rows.template slice<0>(begin, end), .weight = head()}, dlogits,
-                           linear::GradientViews<T, D>{.dx = as_rows(dhidden).template slice<0>(begin, end),
-                                                       .dweight = head_gradient()},
-                           GradientMode::add);
-        });
+    const auto factors = kept_factors(targets, options.scale);
+    const auto factor = factors.template slice<0>(0, 1);
+    over_head(rows, targets, [&](const View<T, 2, D>& logits, const Labels& labels, Index begin, auto& workspace) {
+      const auto& dlogits = logits;  // the gradient takes their place
+      cross_entropy::forward_backward(cross_entropy::Inputs<T, std::int32_t, D>{.logits = logits, .labels = labels},
+                                      loss_options(), dlogits, factor, loss,
+                                      begin == 0 ? GradientMode::assign : GradientMode::add, workspace);
+      const Index end = begin + logits.extent(0);
+      linear::backward(
+          linear::Inputs<T, D>{.x = rows.template slice<0>(begin, end), .weight = head()}, View<const T, 2, D>(dlogits),
+          linear::GradientViews<T, D>{.dx = as_rows(dhidden).template slice<0>(begin, end), .dweight = head_gradient()},
+          GradientMode::add);
+    });
+    multiply_by(loss, View<const R, 1, D>(factors.template slice<0>(1, 2)));
     backward(tokens, std::move(dhidden), options.dropout);
-    return loss;
   }
   /// Adds the gradients for a given dL/dlogits, (batch, length, padded_vocab_size), of the same tokens.
   void backward_from_logits(const Tokens& tokens, const View<const T, 3, D>& dlogits,
                             const BackwardOptions& options = {}) {
     require_shape("model", "dlogits", dlogits,
                   Extents{tokens.extent(0), tokens.extent(1), config_.padded_vocab_size()});
+    check_tokens(tokens);
     bind_gradients(*this, flat_);
-    const auto hidden = forward_saving(tokens, options.dropout);
+    const detail::OnDevice<std::int32_t, 2, D> there(tokens);
+    const auto hidden = forward_saving(there.view(), options.dropout);
     auto dhidden = Tensor<T, 3, D>::uninitialized(hidden.extents());
     linear::backward(linear::Inputs<T, D>{.x = as_rows(hidden), .weight = head()}, as_rows(dlogits),
                      linear::GradientViews<T, D>{.dx = as_rows(dhidden), .dweight = head_gradient()},
                      GradientMode::add);
-    backward(tokens, std::move(dhidden), options.dropout);
+    backward(there.view(), std::move(dhidden), options.dropout);
   }
 
   /// Bytes that the last training step's forward pass kept for its backward pass.
@@ -207,16 +308,20 @@ class LanguageModel : public Module<LanguageModel<DeviceType, Compute, Param, Mi
       state.layers.push_back(with_block(i, [&]<std::size_t place>(const auto& block) {
         return typename Known::States(std::in_place_index<place>, block.make_state(batch));
       }));
-    state.logits = Tensor<T, 2, D>({batch, config_.padded_vocab_size()});
+    state.logits = Tensor<R, 2, D>({batch, config_.padded_vocab_size()});
     return state;
   }
   /// Lets the state see (batch, length) more tokens in one pass. Only the last position's logits are computed.
   void prefill(const Tokens& tokens, State& state) const {
+    check_tokens(tokens);
+    prefill_on_device(detail::OnDevice<std::int32_t, 2, D>(tokens).view(), state);
+  }
+  void prefill_on_device(const DeviceTokens& tokens, State& state) const {
     const Index batch = tokens.extent(0), length = tokens.extent(1);
     require(batch == state.batch(), "model: ", batch, " rows of tokens for a state of ", state.batch(), " sequences");
     if (batch == 0 || length == 0) return;
     auto hidden = embed(tokens);
-    auto residual = Tensor<T, 3, D>::uninitialized(hidden.extents());
+    auto residual = Tensor<R, 3, D>::uninitialized(hidden.extents());
     for (std::size_t i = 0; i < blocks_.size(); ++i)
       hidden = with_block(i, [&]<std::size_t place>(const auto& block) {
         return block.prefill(hidden, residual, std::get<place>(state.layers[i]), i == 0);
@@ -232,10 +337,13 @@ class LanguageModel : public Module<LanguageModel<DeviceType, Compute, Param, Mi
     return state;
   }
   /// One more token of each sequence, (batch). Constant time and memory; takes nothing from the system after the first.
-  void step(const View<const std::int32_t, 1, D>& tokens, State& state) const {
+  void step(const View<const std::int32_t, 1, cpu>& tokens, State& state) const {
     prefill(tokens.reshape(Extents{tokens.extent(0), Index{1}}), state);
   }
-  void step(std::int32_t token, State& state) const { step(View<const std::int32_t, 1, D>(&token, {1}), state); }
+  void step(std::int32_t token, State& state) const { step(View<const std::int32_t, 1, cpu>(&token, {1}), state); }
+  void step_on_device(const View<const std::int32_t, 1, D>& tokens, State& state) const {
+    prefill_on_device(tokens.reshape(Extents{tokens.extent(0), Index{1}}), state);
+  }
 
   /// The first thing that is not finite, in words, for the message of a training run that went wrong: a parameter by
   /// its name, else the layer whose output it is. Empty if there is none.
@@ -245,8 +353,9 @@ class LanguageModel : public Module<LanguageModel<DeviceType, Compute, Param, Mi
       if (found.empty() && !all_finite(parameter.to_tensor())) found = "the parameter " + std::string(name);
     });
     if (!found.empty()) return found;
-    auto hidden = embed(tokens);
-    auto residual = Tensor<T, 3, D>::uninitialized(hidden.extents());
+    check_tokens(tokens);
+    auto hidden = embed(detail::OnDevice<std::int32_t, 2, D>(tokens).view());
+    auto residual = Tensor<R, 3, D>::uninitialized(hidden.extents());
     for (std::size_t i = 0; i < blocks_.size(); ++i) {
       hidden = with_block(i, [&]<std::size_t>(const auto& block) { return block.infer(hidden, residual, i == 0); });
       if (!all_finite(hidden)) return "the output of layer " + std::to_string(i) + " (" + config_.layers[i].mixer + ")";
@@ -339,46 +448,33 @@ class LanguageModel : public Module<LanguageModel<DeviceType, Compute, Param, Mi
   }
 
   View<const T, 2, D> head() const { return lm_head_ ? lm_head_.value() : embedding_.value(); }
-  View<T, 2, D> head_gradient() { return lm_head_ ? lm_head_.gradient() : embedding_.gradient(); }
+  View<R, 2, D> head_gradient() { return lm_head_ ? lm_head_.gradient() : embedding_.gradient(); }
 
-  void check_tokens(const Tokens& tokens) const {
-    for (Index b = 0; b < tokens.extent(0); ++b)
-      for (Index t = 0; t < tokens.extent(1); ++t)
-        require(0 <= tokens(b, t) && tokens(b, t) < config_.vocab_size, "model: token ", tokens(b, t), " at position (",
-                b, ", ", t, ") is out of range, the vocabulary has ", config_.vocab_size.get());
+  Tensor<T, 3, D> embed(const DeviceTokens& tokens) const {
+    auto hidden = Tensor<T, 3, D>::uninitialized({tokens.extent(0), tokens.extent(1), config_.d_model});
+    embedding::forward(embedding::Inputs<T, std::int32_t, D>{.tokens = tokens, .weight = embedding_.value()},
+                       hidden.view());
+    return hidden;
   }
-  /// Returns how many targets count.
-  Index check_batch(const Tokens& tokens, const Tokens& targets) const {
-    require(tokens.size() > 0, "model: a batch of shape ", tokens.extents(), " has no tokens");
-    require_shape("model", "targets", targets, tokens.extents());
-    require(targets.contiguous(), "model: targets must lie densely");
-    Index kept = 0;
-    for (Index b = 0; b < targets.extent(0); ++b)
-      for (Index t = 0; t < targets.extent(1); ++t) kept += targets(b, t) != cross_entropy::Options{}.ignore_index;
-    return kept;
+  dropout::Options embedding_dropout(const StepRandom& random) const {
+    return {.p = config_.dropout, .random = random.child(0)};
   }
-
-  Tensor<T, 3, D> embed(const Tokens& tokens) const {
-    check_tokens(tokens);
-    return embedding::forward(embedding::Inputs<T, std::int32_t, D>{.tokens = tokens, .weight = embedding_.value()});
-  }
-  dropout::Options embedding_dropout(Philox random) const { return {.p = config_.dropout, .random = random.child(0)}; }
 
   /// (batch, length, d_model) as it enters the head.
-  Tensor<T, 3, D> infer(const Tokens& tokens) const {
+  Tensor<T, 3, D> infer(const DeviceTokens& tokens) const {
     auto hidden = embed(tokens);
-    auto residual = Tensor<T, 3, D>::uninitialized(hidden.extents());
+    auto residual = Tensor<R, 3, D>::uninitialized(hidden.extents());
     for (std::size_t i = 0; i < blocks_.size(); ++i)
       hidden = with_block(i, [&]<std::size_t>(const auto& block) { return block.infer(hidden, residual, i == 0); });
     return norm_f_.forward(hidden, residual, {});
   }
 
-  Tensor<T, 3, D> forward_saving(const Tokens& tokens, Philox random) {
+  Tensor<T, 3, D> forward_saving(const DeviceTokens& tokens, const StepRandom& random) {
     saved_.layers.resize(blocks_.size());
     auto hidden = embed(tokens);
     if (config_.dropout > 0)
       dropout::forward(View<const T, 3, D>(hidden.view()), embedding_dropout(random), hidden.view());
-    View<const T, 3, D> residual;
+    View<const R, 3, D> residual;
     for (std::size_t i = 0; i < blocks_.size(); ++i)
       hidden = with_block(i, [&]<std::size_t place>(const auto& block) {
         auto& saved = Known::template saved<place>(saved_.layers[i]);
@@ -388,49 +484,64 @@ class LanguageModel : public Module<LanguageModel<DeviceType, Compute, Param, Mi
       });
     return norm_f_.forward(hidden, residual, saved_.norm);
   }
-  void backward(const Tokens& tokens, Tensor<T, 3, D> dhidden, Philox random) {
-    Tensor<T, 3, D> dresidual(dhidden.extents());  // nothing uses the residual stream behind the last norm
-    norm_f_.backward(dhidden, dresidual.view(), saved_.norm);
-    dhidden = {};
+  void backward(const DeviceTokens& tokens, Tensor<T, 3, D> dhidden, const StepRandom& random) {
+    auto dresidual = Tensor<R, 3, D>::uninitialized(dhidden.extents());
+    const auto narrow = narrow_gradient(dhidden, dresidual);  // what a mixer takes, beside the residual stream's
+    norm_f_.backward(dhidden, {}, dresidual.view(), narrow.written, saved_.norm);
+    if (!narrow.written) dhidden = {};
     for (std::size_t i = blocks_.size(); i-- > 0;)
       with_block(i, [&]<std::size_t place>(auto& block) {
-        block.backward(dresidual, dresidual.view(), Known::template saved<place>(saved_.layers[i]));
+        block.backward(narrow.read, dresidual.view(), Known::template saved<place>(saved_.layers[i]),
+                       i > 0 ? narrow.written : View<T, 3, D>{});
       });
     if (config_.dropout > 0)
-      dropout::backward(View<const T, 3, D>(dresidual.view()), embedding_dropout(random), dresidual.view());
+      dropout::backward(View<const R, 3, D>(dresidual.view()), embedding_dropout(random), dresidual.view());
     embedding::backward(embedding::Inputs<T, std::int32_t, D>{.tokens = tokens, .weight = embedding_.value()},
-                        View<const T, 3, D>(dresidual.view()), embedding_.gradient(), GradientMode::add);
+                        View<const R, 3, D>(dresidual.view()), embedding_.gradient(), GradientMode::add);
+  }
+  /// The gradient that enters mixers: where activations have the type of sums the residual stream's own, else the same
+  /// rounded, in the memory of dhidden.
+  struct NarrowGradient {
+    View<const T, 3, D> read;
+    View<T, 3, D> written;
+  };
+  static NarrowGradient narrow_gradient(Tensor<T, 3, D>& dhidden, Tensor<R, 3, D>& dresidual) {
+    if constexpr (std::is_same_v<T, R>)
+      return {dresidual.view(), {}};
+    else
+      return {dhidden.view(), dhidden.view()};
   }
 
-  /// The mean loss, some rows of the head at a time. use(begin, end, dlogits) sees the gradient of scale times the sum
-  /// of their losses, which takes the place of the logits; with nullptr there is none.
+  cross_entropy::Options loss_options() const {
+    return {.vocab_size = config_.vocab_size, .reduction = cross_entropy::Reduction::sum};
+  }
+  /// Where the targets are: scale over the number of those that count, and one over it.
+  Tensor<R, 1, D> kept_factors(const DeviceTokens& targets, double scale) const {
+    auto factors = Tensor<R, 1, D>::uninitialized({2});
+    cross_entropy::kept_scale(targets.reshape(Extents<1>{targets.size()}), loss_options(), scale, factors.view());
+    return factors;
+  }
+  /// The head, some rows at a time: use(logits, labels, begin, workspace) sees the logits of the rows from `begin` on,
+  /// which it may overwrite, and has a workspace for the cross entropy of so many.
   template <class Use>
-  double over_head(const View<const T, 2, D>& hidden, const Tokens& targets, Index kept, [[maybe_unused]] double scale,
-                   [[maybe_unused]] Use&& use) const {
+  void over_head(const View<const T, 2, D>& hidden, const DeviceTokens& targets, Use&& use) const {
     const Index rows = hidden.extent(0);
     const auto labels = targets.reshape(Extents<1>{rows});
-    const cross_entropy::Options options{.vocab_size = config_.vocab_size, .reduction = cross_entropy::Reduction::sum};
     auto logits = Tensor<T, 2, D>::uninitialized({std::min(rows, head_rows), config_.padded_vocab_size()});
-    double sum = 0;
+    Workspace<D> workspace(cross_entropy::workspace_bytes<T>(std::min(rows, head_rows)));
     for (Index begin = 0; begin < rows; begin += head_rows) {
       const Index end = std::min(begin + head_rows, rows);
-      const auto some = logits.template slice<0>(0, end - begin);
+      const View<T, 2, D> some = logits.template slice<0>(0, end - begin);
       linear::forward(linear::Inputs<T, D>{.x = hidden.template slice<0>(begin, end), .weight = head()}, some);
-      const cross_entropy::Inputs<T, std::int32_t, D> in{.logits = some,
-                                                         .labels = labels.template slice<0>(begin, end)};
-      if constexpr (std::is_same_v<std::remove_cvref_t<Use>, std::nullptr_t>) {
-        sum += static_cast<double>(cross_entropy::forward(in, options).loss(0));
-      } else {
-        sum += static_cast<double>(cross_entropy::forward_backward(in, options, some, scale)(0));
-        use(begin, end, some);
-      }
+      use(some, labels.template slice<0>(begin, end), begin, workspace);
     }
-    return sum / static_cast<double>(kept);
   }
+  static double number(const Tensor<R, 1, D>& one) { return static_cast<double>(to<cpu>(one)(0)); }
 
-  template <int Rank>
-  static bool all_finite(const Tensor<T, Rank, D>& tensor) {
-    return std::all_of(tensor.begin(), tensor.end(), [](T x) { return std::isfinite(x); });
+  template <class E, int Rank, class Where>
+  static bool all_finite(const Tensor<E, Rank, Where>& tensor) {
+    const auto host = to<cpu>(tensor);
+    return std::all_of(host.begin(), host.end(), [](E x) { return std::isfinite(static_cast<R>(x)); });
   }
 
   ModelConfig config_;

@@ -41,12 +41,12 @@ class AddNorm : public Module<AddNorm<T, DeviceType>> {
       : kind_(kind), eps_(eps), weight_(Extents<1>{d_model}, Decay::no) {
     require(d_model >= 1, "AddNorm: d_model is ", d_model, ", expected 1 or more");
     require(eps >= 0, "AddNorm: eps is ", eps, ", expected 0 or more");
-    if (kind == NormKind::layer_norm) bias_ = Parameter<T, 1, D>(Extents<1>{d_model}, Decay::no);
+    if (kind == NormKind::layer_norm) bias_ = Parameter<R, 1, D>(Extents<1>{d_model}, Decay::no);
   }
 
   void initialize(Philox = {}, const Initialization& = {}) {
     fill_ones(weight_);
-    if (bias_) bias_.value();  // zeros
+    if (bias_) fill_zeros(bias_);
   }
 
   /// The normalised sum; the sum itself is saved.residual, which the next block adds to. An absent residual is zero.
@@ -59,17 +59,19 @@ class AddNorm : public Module<AddNorm<T, DeviceType>> {
                           const View<R, 3, D>& residual_out) const {
     return run(hidden, residual, residual_out, nullptr);
   }
-  /// From dL/d(out) and, in `dresidual`, dL/d(residual_out): dresidual becomes dL/d(hidden) = dL/d(residual). Adds into
-  /// the parameters' gradients.
-  void backward(const View<const T, 3, D>& dout, const View<R, 3, D>& dresidual, Saved& saved) {
+  /// From dL/d(out) and dL/d(residual_out), which is absent where nothing uses the sum: dresidual, which may be the
+  /// memory of dresidual_out, becomes dL/d(hidden) = dL/d(residual), and with 16-bit activations `dhidden`, which may
+  /// be the memory of dout, the same rounded. Adds into the parameters' gradients.
+  void backward(const View<const T, 3, D>& dout, const View<const R, 3, D>& dresidual_out,
+                const View<R, 3, D>& dresidual, const View<T, 3, D>& dhidden, Saved& saved) {
     require(bool(saved.residual), "AddNorm: backward without a forward before it; every Saved serves once");
     const rms_norm::Inputs<T, D> in{.x = View<const T, 3, D>(nullptr, saved.residual.extents()),
                                     .weight = std::as_const(weight_).value(),
                                     .bias = std::as_const(bias_).value()};
     const rms_norm::OutputGradients<T, D> upstream{
-        .dout = dout, .dresidual_out = dresidual, .residual_out = saved.residual};
+        .dout = dout, .dresidual_out = dresidual_out, .residual_out = saved.residual};
     const rms_norm::GradientViews<T, D> gradients{
-        .dresidual = dresidual, .dweight = weight_.gradient(), .dbias = bias_.gradient()};
+        .dx = dhidden, .dresidual = dresidual, .dweight = weight_.gradient(), .dbias = bias_.gradient()};
     if (kind_ == NormKind::rms_norm) {
       Workspace<D> workspace(rms_norm::workspace_bytes(in));
       rms_norm::backward(in, saved.rms, upstream, gradients, workspace, GradientMode::add);
@@ -78,6 +80,10 @@ class AddNorm : public Module<AddNorm<T, DeviceType>> {
       layer_norm::backward(in, saved.layer, upstream, gradients, workspace, GradientMode::add);
     }
     saved.residual = {};
+  }
+  /// Where activations have the type of sums: dresidual holds dL/d(residual_out) and becomes dL/d(hidden).
+  void backward(const View<const T, 3, D>& dout, const View<R, 3, D>& dresidual, Saved& saved) {
+    backward(dout, dresidual, dresidual, {}, saved);
   }
 
   template <class Self, class F>
@@ -103,7 +109,7 @@ class AddNorm : public Module<AddNorm<T, DeviceType>> {
 
   NormKind kind_;
   double eps_;
-  Parameter<T, 1, D> weight_, bias_;
+  Parameter<R, 1, D> weight_, bias_;
 };
 
 }  // namespace diffmamba

@@ -12,7 +12,8 @@ namespace diffmamba {
 struct BlockOptions {
   NormKind norm = NormKind::rms_norm;
   double eps = 1e-5;
-  double dropout = 0.0;  // of the mixer's output, while training
+  double dropout = 0.0;    // of the mixer's output, while training
+  bool recompute = false;  // keep the mixer's input only, and run the mixer again in the backward pass
 };
 
 /// A pre-norm residual block around any mixer, as the official one: the residual stream, which stays in float, is added
@@ -33,11 +34,12 @@ class Block : public Module<Block<MixerType>> {
   using R = accumulate_t<T>;
   using State = typename MixerType::State;
 
-  /// The mixer's and the norm's.
+  /// The norm's and the mixer's; with recompute the norm's and sizeof(T) * d_model per token.
   struct Saved {
     typename AddNorm<T, D>::Saved norm;
     typename MixerType::Saved mixer;
-    Philox random;  // of the dropout
+    Tensor<T, 3, D> mixer_input;  // with recompute, instead of the mixer's
+    StepRandom random;            // of the dropout
     /// The residual stream as it left the block: what the next one adds to. Lives until backward.
     const Tensor<R, 3, D>& residual() const { return norm.residual; }
   };
@@ -55,16 +57,22 @@ class Block : public Module<Block<MixerType>> {
   /// Training: the hidden states that leave the block; the residual stream is saved.residual(). An absent residual is
   /// zero. `random` draws the dropout and must differ from block to block and step to step.
   Tensor<T, 3, D> forward(const View<const T, 3, D>& hidden, const View<const R, 3, D>& residual, Saved& saved,
-                          Philox random = {}) const {
-    auto out = mixer_.forward(norm_.forward(hidden, residual, saved.norm), saved.mixer);
+                          const StepRandom& random = {}) const {
+    auto x = norm_.forward(hidden, residual, saved.norm);
+    typename MixerType::Saved forgotten;
+    if (options_.recompute) saved.mixer_input = x;
+    auto out = mixer_.forward(std::move(x), options_.recompute ? forgotten : saved.mixer);
     saved.random = random;
     if (options_.dropout > 0)
       dropout::forward(View<const T, 3, D>(out.view()), {.p = options_.dropout, .random = random}, out.view());
     return out;
   }
-  /// From dL/d(hidden out) and, in `dresidual`, dL/d(residual out), which may be the same memory: dresidual becomes
-  /// dL/d(hidden in) = dL/d(residual in). Adds into the parameters' gradients.
-  void backward(const View<const T, 3, D>& dhidden, const View<R, 3, D>& dresidual, Saved& saved) {
+  /// From dL/d(hidden out) and, in `dresidual`, dL/d(residual out): dresidual becomes dL/d(hidden in) = dL/d(residual
+  /// in), and `dhidden_in`, where it is given, the same in T. With activations in the type of sums, dhidden and
+  /// dresidual may be the same memory; else dhidden and dhidden_in. Adds into the parameters' gradients.
+  void backward(const View<const T, 3, D>& dhidden, const View<R, 3, D>& dresidual, Saved& saved,
+                const View<T, 3, D>& dhidden_in = {}) {
+    if (saved.mixer_input) (void)mixer_.forward(std::move(saved.mixer_input), saved.mixer);
     Tensor<T, 3, D> dmixed;
     if (options_.dropout > 0) {
       auto dropped = Tensor<T, 3, D>::uninitialized(dhidden.extents());
@@ -73,7 +81,7 @@ class Block : public Module<Block<MixerType>> {
     } else {
       dmixed = mixer_.backward(dhidden, saved.mixer);
     }
-    norm_.backward(dmixed, dresidual, saved.norm);
+    norm_.backward(dmixed, dresidual, dresidual, dhidden_in, saved.norm);
   }
 
   /// Inference. residual (batch, length, d_model) is read unless `first`, and written.
@@ -92,6 +100,9 @@ class Block : public Module<Block<MixerType>> {
     self.norm_.visit(prefixed("norm.", f));
     self.mixer_.visit(prefixed("mixer.", f));
   }
+
+  /// From the next forward pass on.
+  void set_recompute(bool recompute) { options_.recompute = recompute; }
 
   MixerType& mixer() { return mixer_; }
   const MixerType& mixer() const { return mixer_; }

@@ -31,6 +31,7 @@ struct DiffMamba2EOptions {
 template <class T, Device DeviceType = cpu>
 class DiffMamba2E : public Module<DiffMamba2E<T, DeviceType>> {
   using D = DeviceType;
+  using R = accumulate_t<T>;
   using Inner = Mamba2Inner<T, D>;
 
  public:
@@ -92,35 +93,21 @@ class DiffMamba2E : public Module<DiffMamba2E<T, DeviceType>> {
       saved.u = {};
     }
     const auto lambda = lambda_.value();
-    Tensor<T, 1, D> dlambda(lambda.extents());
+    Tensor<R, 1, D> dlambda(lambda.extents());
     auto dgated = Tensor<T, 3, D>::uninitialized(saved.gated.extents());
     {
-      const auto weight = folded_weight(lambda);
-      const auto bias = folded_bias(lambda);
-      auto dweight = Tensor<T, 2, D>::uninitialized(weight.extents());
-      Tensor<T, 1, D> dbias;
-      if (bias) dbias = Tensor<T, 1, D>(bias.extents());
-      linear::backward(linear::Inputs<T, D>{.x = as_rows(std::as_const(saved.gated)), .weight = weight, .bias = bias},
-                       as_rows(std::as_const(du)),
-                       {.dx = as_rows(dgated), .dweight = dweight.view(), .dbias = dbias.view()});
-      // W = W_1 - lambda W_2:  dW_1 += dW, dW_2 -= lambda dW, dlambda -= sum(W_2 * dW)
-      const auto w = std::as_const(out_proj_.weight).value();
-      const auto dw = out_proj_.weight.gradient();
-      for (Index row = 0; row < half_; ++row) {
-        const T l = lambda(lambda.size() == 1 ? 0 : row);
-        T product{};
-        for (Index i = 0; i < w.extent(1); ++i) {
-          product += w(row, i) * dweight(row, i);
-          dw(half_ + row, i) += dweight(row, i);
-          dw(row, i) -= l * dweight(row, i);
-        }
-        if (out_proj_.bias) {
-          product += std::as_const(out_proj_.bias).value()(row) * dbias(row);
-          out_proj_.bias.gradient()(half_ + row) += dbias(row);
-          out_proj_.bias.gradient()(row) -= l * dbias(row);
-        }
-        dlambda(lambda.size() == 1 ? 0 : row) -= product;
-      }
+      const Folded folded(*this, lambda);
+      auto dweight = Tensor<R, 2, D>::uninitialized(folded.weight.extents());
+      Tensor<R, 2, D> dbias;
+      if (out_proj_.bias) dbias = Tensor<R, 2, D>::uninitialized(folded.bias.extents());
+      linear::backward(
+          folded.inputs(saved.gated), as_rows(std::as_const(du)),
+          linear::GradientViews<T, D>{.dx = as_rows(dgated), .dweight = dweight, .dbias = column(dbias.view())});
+      fold_halves_backward(std::as_const(out_proj_.weight).value(), lambda.view(), std::as_const(dweight).view(),
+                           out_proj_.weight.gradient(), dlambda.view());
+      if (out_proj_.bias)
+        fold_halves_backward(matrix(std::as_const(out_proj_.bias).value()), lambda.view(), std::as_const(dbias).view(),
+                             matrix(out_proj_.bias.gradient()), dlambda.view());
     }
     if (options_.lambda != Lambda::none) lambda_.backward(dlambda);
     saved.gated = {};
@@ -138,36 +125,43 @@ class DiffMamba2E : public Module<DiffMamba2E<T, DeviceType>> {
   static void parameters(Self& self, F&& f) {
     Inner::parameters(self.inner_, 0, f);
     Linear<T, D>::parameters(self.out_proj_, prefixed("out_proj.", f));
-    LambdaParameters<T, D>::parameters(self.lambda_, f);
+    LambdaParameters<R, D>::parameters(self.lambda_, f);
     f("subln.weight", self.subln_weight_);
   }
 
  private:
   static constexpr Index rows_that_fold = 32;  // fewer do not pay for a folded copy of the weight
 
-  Tensor<T, 2, D> folded_weight(const Tensor<T, 1, D>& lambda) const {
-    const auto w = out_proj_.weight.value();
-    auto result = Tensor<T, 2, D>::uninitialized(Extents{half_, w.extent(1)});
-    parallel_for(half_, [&](Index row) {
-      const T l = lambda(lambda.size() == 1 ? 0 : row);
-      for (Index i = 0; i < w.extent(1); ++i) result(row, i) = w(half_ + row, i) - l * w(row, i);
-    });
-    return result;
+  /// A bias as a matrix of one column.
+  template <class E>
+  static View<E, 2, D> matrix(const View<E, 1, D>& bias) {
+    return bias.reshape(Extents{bias.extent(0), Index{1}});
   }
-  Tensor<T, 1, D> folded_bias(const Tensor<T, 1, D>& lambda) const {
-    if (!out_proj_.bias) return {};
-    const auto b = out_proj_.bias.value();
-    Tensor<T, 1, D> result(Extents<1>{half_});
-    for (Index row = 0; row < half_; ++row)
-      result(row) = b(half_ + row) - lambda(lambda.size() == 1 ? 0 : row) * b(row);
-    return result;
+  template <class E>
+  static View<E, 1, D> column(const View<E, 2, D>& bias) {
+    return bias ? bias.template select<1>(0) : View<E, 1, D>{};
   }
+  /// W_1 - lambda W_2 and the bias to it.
+  struct Folded {
+    Tensor<T, 2, D> weight;  // (half, width)
+    Tensor<R, 2, D> bias;    // (half, 1)
+
+    Folded(const DiffMamba2E& m, const Tensor<R, 1, D>& lambda)
+        : weight(Tensor<T, 2, D>::uninitialized(Extents{m.half_, m.out_proj_.weight.extent(1)})) {
+      fold_halves(m.out_proj_.weight.value(), lambda.view(), weight.view());
+      if (!m.out_proj_.bias) return;
+      bias = Tensor<R, 2, D>::uninitialized(Extents{m.half_, Index{1}});
+      fold_halves(matrix(m.out_proj_.bias.value()), lambda.view(), bias.view());
+    }
+    linear::Inputs<T, D> inputs(const Tensor<T, 3, D>& gated) const {
+      return {.x = as_rows(gated), .weight = weight, .bias = column(bias.view())};
+    }
+  };
   Tensor<T, 3, D> folded_difference(const Tensor<T, 3, D>& gated) const {
     const auto lambda = lambda_.value();
-    const auto weight = folded_weight(lambda);
-    const auto bias = folded_bias(lambda);
+    const Folded folded(*this, lambda);
     auto u = Tensor<T, 3, D>::uninitialized(Extents{gated.extent(0), gated.extent(1), half_});
-    linear::forward(linear::Inputs<T, D>{.x = as_rows(gated), .weight = weight, .bias = bias}, as_rows(u));
+    linear::forward(folded.inputs(gated), as_rows(u));
     return u;
   }
   Tensor<T, 3, D> difference(const Tensor<T, 3, D>& gated) const {
@@ -195,9 +189,9 @@ class DiffMamba2E : public Module<DiffMamba2E<T, DeviceType>> {
   Options options_;
   Inner inner_;
   Index half_;
-  LambdaParameters<T, D> lambda_;
+  LambdaParameters<R, D> lambda_;
   Linear<T, D> out_proj_;
-  Parameter<T, 1, D> subln_weight_;
+  Parameter<R, 1, D> subln_weight_;
 };
 
 }  // namespace diffmamba

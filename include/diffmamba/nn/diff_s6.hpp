@@ -11,12 +11,11 @@ namespace diffmamba {
 ///
 ///   out = out_proj((S6_1(x) - S6_2(x)) * silu(z))
 ///
-/// without lambda, norm and factor. Both scans are one call: the operator reads x and z twice through a stride of 0.
+/// without lambda, norm and factor. Both scans are one call over twice the channels, for which x and z are repeated.
 template <class T, Device DeviceType = cpu>
 class DiffS6 : public Module<DiffS6<T, DeviceType>> {
-  static_assert(std::is_same_v<T, float> || std::is_same_v<T, double>,
-                "DiffS6: the element type must be float or double in this version");
   using D = DeviceType;
+  using R = accumulate_t<T>;
 
  public:
   using value_type = T;
@@ -31,8 +30,8 @@ class DiffS6 : public Module<DiffS6<T, DeviceType>> {
     selective_scan::Saved<T, D> scan;
   };
   struct State {
-    Tensor<T, 3, D> conv_state;  // (batch, d_inner, d_conv)
-    Tensor<T, 3, D> ssm_state;   // (batch, 2 * d_inner, d_state)
+    Tensor<R, 3, D> conv_state;  // (batch, d_inner, d_conv)
+    Tensor<R, 3, D> ssm_state;   // (batch, 2 * d_inner, d_state)
   };
 
   static constexpr std::string_view name() { return "diff_s6"; }
@@ -43,13 +42,13 @@ class DiffS6 : public Module<DiffS6<T, DeviceType>> {
         in_proj_(sizes_.d_model, 2 * sizes_.d_inner, options.bias),
         out_proj_(sizes_.d_inner, sizes_.d_model, options.bias) {
     const auto& s = sizes_;
-    conv_weight_ = Parameter<T, 2, D>(Extents{s.d_inner, s.d_conv});
-    if (options.conv_bias) conv_bias_ = Parameter<T, 1, D>(Extents<1>{s.d_inner}, Decay::no);
+    conv_weight_ = Parameter<R, 2, D>(Extents{s.d_inner, s.d_conv});
+    if (options.conv_bias) conv_bias_ = Parameter<R, 1, D>(Extents<1>{s.d_inner}, Decay::no);
     x_proj_weight_ = Parameter<T, 3, D>(Extents{Index{2}, s.x_proj_rows(), s.d_inner});
     dt_proj_weight_ = Parameter<T, 3, D>(Extents{Index{2}, s.d_inner, s.dt_rank});
-    dt_proj_bias_ = Parameter<T, 1, D>(Extents<1>{2 * s.d_inner}, Decay::no);
-    A_log_ = Parameter<T, 2, D>(Extents{2 * s.d_inner, s.d_state}, Decay::no);
-    D_ = Parameter<T, 1, D>(Extents<1>{2 * s.d_inner}, Decay::no);
+    dt_proj_bias_ = Parameter<R, 1, D>(Extents<1>{2 * s.d_inner}, Decay::no);
+    A_log_ = Parameter<R, 2, D>(Extents{2 * s.d_inner, s.d_state}, Decay::no);
+    D_ = Parameter<R, 1, D>(Extents<1>{2 * s.d_inner}, Decay::no);
   }
 
   void initialize(Philox random, const Initialization& how = {}) {
@@ -57,17 +56,19 @@ class DiffS6 : public Module<DiffS6<T, DeviceType>> {
     in_proj_.initialize(random.child(0), how);
     out_proj_.initialize(random.child(1), how);
     scale_by(out_proj_.weight, how.residual_scale);
-    fill_linear(conv_weight_.value(), s.d_conv, random.child(2));
-    if (conv_bias_) fill_linear(conv_bias_.value(), s.d_conv, random.child(3));
-    fill_linear(x_proj_weight_.value(), s.d_inner, random.child(4));
-    if (options_.dt_init == DtInit::random) {
-      fill_linear(dt_proj_weight_.value(), s.dt_rank, random.child(5), options_.dt_scale);
-    } else {
-      const T constant = static_cast<T>(options_.dt_scale / std::sqrt(static_cast<double>(s.dt_rank)));
-      std::fill_n(dt_proj_weight_.value_data(), dt_proj_weight_.size(), constant);
-    }
-    fill_dt_bias(dt_proj_bias_.value(), random.child(6), options_.dt_min, options_.dt_max, options_.dt_init_floor);
-    fill_s4d_real(A_log_.value());
+    draw_linear(conv_weight_, s.d_conv, random.child(2));
+    if (conv_bias_) draw_linear(conv_bias_, s.d_conv, random.child(3));
+    draw_linear(x_proj_weight_, s.d_inner, random.child(4));
+    draw_parameter(dt_proj_weight_, [&](auto& values) {
+      if (options_.dt_init == DtInit::random)
+        fill_linear(values, s.dt_rank, random.child(5), options_.dt_scale);
+      else
+        values.fill(static_cast<R>(options_.dt_scale / std::sqrt(static_cast<double>(s.dt_rank))));
+    });
+    draw_parameter(dt_proj_bias_, [&](auto& values) {
+      fill_dt_bias(values.view(), random.child(6), options_.dt_min, options_.dt_max, options_.dt_init_floor);
+    });
+    draw_parameter(A_log_, [](auto& values) { fill_s4d_real(values.view()); });
     fill_ones(D_);
   }
 
@@ -89,31 +90,26 @@ class DiffS6 : public Module<DiffS6<T, DeviceType>> {
     require(bool(saved.gated), name(), ": backward without a forward before it; every Saved serves once");
     const auto& s = sizes_;
     const DiffS6& self = *this;
-    const Index batch = saved.x.extent(0), length = saved.x.extent(1), rows = batch * length;
+    const Index batch = saved.x.extent(0), length = saved.x.extent(1);
     // gated = g1 - g2: dg1 = dgated, dg2 = -dgated
     auto dpaths = Tensor<T, 3, D>::uninitialized(Extents{batch, length, 2 * s.d_inner});
     {
       const auto dgated = out_proj_.backward(saved.gated, dout);
       saved.gated = {};
-      parallel_for(rows, [&](Index row) {
-        for (Index i = 0; i < s.d_inner; ++i) {
-          const T d = dgated.data()[row * s.d_inner + i];
-          dpaths.data()[row * 2 * s.d_inner + i] = d;
-          dpaths.data()[row * 2 * s.d_inner + s.d_inner + i] = -d;
-        }
-      });
+      subtract_paths_backward(dgated.view(), dpaths.view());
     }
     auto dxz = Tensor<T, 3, D>::uninitialized(saved.xz.extents());
     auto dconv = Tensor<T, 3, D>::uninitialized(saved.conv_out.extents());
     auto ddtBC = Tensor<T, 4, D>::uninitialized(saved.dtBC.extents());
     {
       const auto A = negative_exp(self.A_log_.value());
-      Tensor<T, 2, D> dA(A.extents());
+      Tensor<R, 2, D> dA(A.extents());
       auto du = Tensor<T, 3, D>::uninitialized(dpaths.extents()), dz = Tensor<T, 3, D>::uninitialized(dpaths.extents());
       auto ddelta = Tensor<T, 3, D>::uninitialized(dpaths.extents());
       {
         const auto delta = project_dt(saved.dtBC);
-        const auto in = scan_inputs(saved.xz, saved.conv_out, saved.dtBC, delta, A, {});
+        const auto u = twice(saved.conv_out), z = twice(z_of(saved.xz));
+        const auto in = scan_inputs(u, z, saved.dtBC, delta, A, {});
         Workspace<D> workspace(selective_scan::workspace_bytes(in, saved.scan));
         selective_scan::backward(in, saved.scan, {.dout = dpaths},
                                  {.du = du.view(),
@@ -124,21 +120,13 @@ class DiffS6 : public Module<DiffS6<T, DeviceType>> {
                                   .dD = D_.gradient(),
                                   .dz = dz.view(),
                                   .ddelta_bias = dt_proj_bias_.gradient()},
-                                 GradientMode::add, workspace);
+                                 workspace, GradientMode::add);
       }
       add_product(dA.view(), A.view(), A_log_.gradient());
       saved.scan = {};
-      const auto dz_sum = dxz.template slice<2>(s.d_inner, 2 * s.d_inner);
-      parallel_for(rows, [&](Index row) {  // what both scans read gets both gradients
-        const T* u = du.data() + row * 2 * s.d_inner;
-        const T* z = dz.data() + row * 2 * s.d_inner;
-        T* du_sum = dconv.data() + row * s.d_inner;
-        T* dz_row = dz_sum.pointer(row / length, row % length);
-        for (Index i = 0; i < s.d_inner; ++i) {
-          du_sum[i] = u[i] + u[s.d_inner + i];
-          dz_row[i] = z[i] + z[s.d_inner + i];
-        }
-      });
+      // What both scans read gets both gradients.
+      add_paths(std::as_const(du).view(), dconv.view());
+      add_paths(std::as_const(dz).view(), dxz.template slice<2>(s.d_inner, 2 * s.d_inner));
       for (Index p = 0; p < 2; ++p)
         linear::backward(linear::Inputs<T, D>{.x = dt_of(std::as_const(saved.dtBC).view(), p),
                                               .weight = self.dt_proj_weight_.value().template select<0>(p)},
@@ -146,7 +134,7 @@ class DiffS6 : public Module<DiffS6<T, DeviceType>> {
                          {.dx = dt_of(ddtBC.view(), p), .dweight = dt_proj_weight_.gradient().template select<0>(p)},
                          GradientMode::add);
     }
-    const auto dtBC_rows = std::as_const(ddtBC).reshape(Extents{rows, 2 * s.x_proj_rows()});
+    const auto dtBC_rows = std::as_const(ddtBC).reshape(Extents{batch * length, 2 * s.x_proj_rows()});
     linear::backward(linear::Inputs<T, D>{.x = as_rows(std::as_const(saved.conv_out)),
                                           .weight = x_proj_rows(self.x_proj_weight_.value())},
                      dtBC_rows, {.dweight = x_proj_rows(x_proj_weight_.gradient())}, GradientMode::add);
@@ -168,8 +156,8 @@ class DiffS6 : public Module<DiffS6<T, DeviceType>> {
   }
 
   State make_state(Index batch) const {
-    return {.conv_state = Tensor<T, 3, D>(Extents{batch, sizes_.d_inner, sizes_.d_conv}),
-            .ssm_state = Tensor<T, 3, D>(Extents{batch, 2 * sizes_.d_inner, sizes_.d_state})};
+    return {.conv_state = Tensor<R, 3, D>(Extents{batch, sizes_.d_inner, sizes_.d_conv}),
+            .ssm_state = Tensor<R, 3, D>(Extents{batch, 2 * sizes_.d_inner, sizes_.d_state})};
   }
   Tensor<T, 3, D> prefill(const View<const T, 3, D>& x, State& state) const {
     const auto& s = sizes_;
@@ -178,9 +166,9 @@ class DiffS6 : public Module<DiffS6<T, DeviceType>> {
     const auto xz = project(x);
     const auto conv_out = convolve(xz, std::as_const(state.conv_state).template slice<2>(1, s.d_conv));
     remember_inputs<T>(xz.template slice<2>(0, s.d_inner), state.conv_state.view());
-    auto final_state = Tensor<T, 3, D>::uninitialized(state.ssm_state.extents());
+    auto final_state = Tensor<R, 3, D>::uninitialized(state.ssm_state.extents());
     const auto gated = scan(xz, conv_out, project_scan(conv_out), nullptr, state.ssm_state.view(), final_state.view());
-    state.ssm_state = std::move(final_state);
+    copy(final_state, state.ssm_state);  // a state keeps its memory: what steps it may be a captured graph
     return out_proj_.forward(gated);
   }
 
@@ -206,10 +194,12 @@ class DiffS6 : public Module<DiffS6<T, DeviceType>> {
 
  private:
   static causal_conv1d::Options conv_options() { return {.activation = causal_conv1d::Activation::silu}; }
-  /// One tensor as the input of both scans: (batch, length, 2, d_inner) with stride 0 between the paths.
-  View<const T, 4, D> twice(const View<const T, 3, D>& x) const {
-    return {
-        x.data(), {x.extent(0), x.extent(1), Index{2}, x.extent(2)}, {x.stride(0), x.stride(1), Index{0}, x.stride(2)}};
+  /// One tensor as the input of both scans, (batch, length, 2 d_inner).
+  Tensor<T, 3, D> twice(const View<const T, 3, D>& x) const {
+    auto both = Tensor<T, 3, D>::uninitialized(Extents{x.extent(0), x.extent(1), 2 * x.extent(2)});
+    for (Index path = 0; path < 2; ++path)
+      copy(x, both.template slice<2>(path * x.extent(2), (path + 1) * x.extent(2)));
+    return both;
   }
   template <class E>
   View<E, 2, D> x_proj_rows(const View<E, 3, D>& weight) const {  // of both scans, one product
@@ -236,13 +226,13 @@ class DiffS6 : public Module<DiffS6<T, DeviceType>> {
     require(x.extent(2) == sizes_.d_model, name(), ": x is ", x.extents(), ", expected d_model ", sizes_.d_model);
     return in_proj_.forward(x);
   }
-  causal_conv1d::Inputs<T, D> convolution(const Tensor<T, 3, D>& xz, const View<const T, 3, D>& initial_state) const {
+  causal_conv1d::Inputs<T, D> convolution(const Tensor<T, 3, D>& xz, const View<const R, 3, D>& initial_state) const {
     return {.x = xz.template slice<2>(0, sizes_.d_inner),
             .weight = conv_weight_.value(),
             .bias = conv_bias_.value(),
             .initial_state = initial_state};
   }
-  Tensor<T, 3, D> convolve(const Tensor<T, 3, D>& xz, const View<const T, 3, D>& initial_state) const {
+  Tensor<T, 3, D> convolve(const Tensor<T, 3, D>& xz, const View<const R, 3, D>& initial_state) const {
     auto out = Tensor<T, 3, D>::uninitialized(Extents{xz.extent(0), xz.extent(1), sizes_.d_inner});
     const auto in = convolution(xz, initial_state);
     Workspace<D> workspace(causal_conv1d::workspace_bytes(in));
@@ -265,27 +255,30 @@ class DiffS6 : public Module<DiffS6<T, DeviceType>> {
           path_rows(delta.view(), p));
     return delta;
   }
-  selective_scan::Inputs<T, D> scan_inputs(const Tensor<T, 3, D>& xz, const Tensor<T, 3, D>& conv_out,
+  View<const T, 3, D> z_of(const Tensor<T, 3, D>& xz) const {
+    return xz.template slice<2>(sizes_.d_inner, 2 * sizes_.d_inner);
+  }
+  selective_scan::Inputs<T, D> scan_inputs(const Tensor<T, 3, D>& u, const Tensor<T, 3, D>& z,
                                            const Tensor<T, 4, D>& dtBC, const Tensor<T, 3, D>& delta,
-                                           const Tensor<T, 2, D>& A, const View<const T, 3, D>& initial_state) const {
-    return {.u = twice(conv_out),
+                                           const Tensor<R, 2, D>& A, const View<const R, 3, D>& initial_state) const {
+    return {.u = u.view(),
             .delta = delta.view(),
             .A = A,
             .B = B_of(dtBC.view()),
             .C = C_of(dtBC.view()),
             .D = D_.value(),
-            .z = twice(xz.template slice<2>(sizes_.d_inner, 2 * sizes_.d_inner)),
+            .z = z.view(),
             .delta_bias = dt_proj_bias_.value(),
             .initial_state = initial_state};
   }
   /// gated = g1 - g2
   Tensor<T, 3, D> scan(const Tensor<T, 3, D>& xz, const Tensor<T, 3, D>& conv_out, const Tensor<T, 4, D>& dtBC,
-                       selective_scan::Saved<T, D>* saved, const View<const T, 3, D>& initial_state,
-                       const View<T, 3, D>& final_state) const {
-    const auto& s = sizes_;
+                       selective_scan::Saved<T, D>* saved, const View<const R, 3, D>& initial_state,
+                       const View<R, 3, D>& final_state) const {
     const auto A = negative_exp(A_log_.value());
     const auto delta = project_dt(dtBC);
-    const auto in = scan_inputs(xz, conv_out, dtBC, delta, A, initial_state);
+    const auto u = twice(conv_out), z = twice(z_of(xz));
+    const auto in = scan_inputs(u, z, dtBC, delta, A, initial_state);
     auto paths = Tensor<T, 3, D>::uninitialized(delta.extents());
     const selective_scan::Options options{.delta_softplus = true};
     {
@@ -293,23 +286,20 @@ class DiffS6 : public Module<DiffS6<T, DeviceType>> {
       selective_scan::forward(in, options, {.out = paths.view(), .final_state = final_state}, saved, workspace);
     }
     auto gated = Tensor<T, 3, D>::uninitialized(conv_out.extents());
-    parallel_for(gated.extent(0) * gated.extent(1), [&](Index row) {
-      const T* g = paths.data() + row * 2 * s.d_inner;
-      for (Index i = 0; i < s.d_inner; ++i) gated.data()[row * s.d_inner + i] = g[i] - g[s.d_inner + i];
-    });
+    subtract_paths(std::as_const(paths).view(), gated.view());
     return gated;
   }
 
   Options options_;
   MambaSizes sizes_;
   Linear<T, D> in_proj_;
-  Parameter<T, 2, D> conv_weight_;  // (d_inner, d_conv)
-  Parameter<T, 1, D> conv_bias_;
+  Parameter<R, 2, D> conv_weight_;  // (d_inner, d_conv)
+  Parameter<R, 1, D> conv_bias_;
   Parameter<T, 3, D> x_proj_weight_;   // (2, dt_rank + 2 d_state, d_inner)
   Parameter<T, 3, D> dt_proj_weight_;  // (2, d_inner, dt_rank)
-  Parameter<T, 1, D> dt_proj_bias_;    // (2 * d_inner)
-  Parameter<T, 2, D> A_log_;           // (2 * d_inner, d_state)
-  Parameter<T, 1, D> D_;
+  Parameter<R, 1, D> dt_proj_bias_;    // (2 * d_inner)
+  Parameter<R, 2, D> A_log_;           // (2 * d_inner, d_state)
+  Parameter<R, 1, D> D_;
   Linear<T, D> out_proj_;
 };
 

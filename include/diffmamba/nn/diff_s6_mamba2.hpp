@@ -32,6 +32,7 @@ struct DiffS6Mamba2Options {
 template <class T, Device DeviceType = cpu>
 class DiffS6Mamba2 : public Module<DiffS6Mamba2<T, DeviceType>> {
   using D = DeviceType;
+  using R = accumulate_t<T>;
   using Core = Mamba2Core<T, D>;
 
  public:
@@ -62,37 +63,45 @@ class DiffS6Mamba2 : public Module<DiffS6Mamba2<T, DeviceType>> {
     require(s.d_mlp == 0, name(), ": d_ssm smaller than d_inner is not offered by this mixer");
     require(o.mixer.rmsnorm, name(), ": rmsnorm = false is not offered by this mixer");
     in_proj_weight_ = Parameter<T, 2, D>(Extents{2 * s.d_in_proj(), s.d_model});
-    if (o.mixer.bias) in_proj_bias_ = Parameter<T, 1, D>(Extents<1>{2 * s.d_in_proj()}, Decay::no);
-    conv_weight_ = Parameter<T, 2, D>(Extents{s.conv_dim(), s.d_conv});
-    if (o.mixer.conv_bias) conv_bias_ = Parameter<T, 1, D>(Extents<1>{s.conv_dim()}, Decay::no);
-    dt_bias_ = Parameter<T, 1, D>(Extents<1>{2 * s.nheads}, Decay::no);
-    A_log_ = Parameter<T, 1, D>(Extents<1>{2 * s.nheads}, Decay::no);
-    D_ = Parameter<T, 1, D>(Extents<1>{2 * (o.mixer.D_has_hdim ? s.d_ssm : s.nheads)}, Decay::no);
-    norm_weight_ = Parameter<T, 1, D>(Extents<1>{s.d_ssm}, Decay::no);
+    if (o.mixer.bias) in_proj_bias_ = Parameter<R, 1, D>(Extents<1>{2 * s.d_in_proj()}, Decay::no);
+    conv_weight_ = Parameter<R, 2, D>(Extents{s.conv_dim(), s.d_conv});
+    if (o.mixer.conv_bias) conv_bias_ = Parameter<R, 1, D>(Extents<1>{s.conv_dim()}, Decay::no);
+    dt_bias_ = Parameter<R, 1, D>(Extents<1>{2 * s.nheads}, Decay::no);
+    A_log_ = Parameter<R, 1, D>(Extents<1>{2 * s.nheads}, Decay::no);
+    D_ = Parameter<R, 1, D>(Extents<1>{2 * (o.mixer.D_has_hdim ? s.d_ssm : s.nheads)}, Decay::no);
+    norm_weight_ = Parameter<R, 1, D>(Extents<1>{s.d_ssm}, Decay::no);
     if (o.mixer.learnable_init_states)
-      init_states_ = Parameter<T, 3, D>(Extents{s.nheads, s.headdim, s.d_state}, Decay::no);
-    subln_weight_ = Parameter<T, 1, D>(Extents<1>{s.d_ssm}, Decay::no);
+      init_states_ = Parameter<R, 3, D>(Extents{s.nheads, s.headdim, s.d_state}, Decay::no);
+    subln_weight_ = Parameter<R, 1, D>(Extents<1>{s.d_ssm}, Decay::no);
   }
 
   void initialize(Philox random, const Initialization& how = {}) {
     const auto& s = sizes();
     const auto& o = options_.mixer;
-    fill_linear(in_proj_weight_.value(), s.d_model, random.child(0));
+    draw_linear(in_proj_weight_, s.d_model, random.child(0));
     if (in_proj_bias_) {
-      in_proj_bias_.value();  // zeros
-      if (!how.zero_biases) fill_linear(in_proj_bias_.value(), s.d_model, random.child(1));
+      if (how.zero_biases)
+        fill_zeros(in_proj_bias_);
+      else
+        draw_linear(in_proj_bias_, s.d_model, random.child(1));
     }
-    if (o.conv_init > 0)
-      fill_uniform(conv_weight_.value(), random.child(2), -o.conv_init, o.conv_init);
-    else
-      fill_linear(conv_weight_.value(), s.d_conv, random.child(2));
-    if (conv_bias_) fill_linear(conv_bias_.value(), s.d_conv, random.child(3));
-    fill_dt_bias(dt_bias_.value(), random.child(4), o.dt_min, o.dt_max, o.dt_init_floor);
-    fill_uniform(A_log_.value(), random.child(5), o.A_init_range[0], o.A_init_range[1]);
-    for (Index i = 0; i < A_log_.size(); ++i) A_log_.value()(i) = std::log(A_log_.value()(i));
+    draw_parameter(conv_weight_, [&](auto& values) {
+      if (o.conv_init > 0)
+        fill_uniform(values, random.child(2), -o.conv_init, o.conv_init);
+      else
+        fill_linear(values, s.d_conv, random.child(2));
+    });
+    if (conv_bias_) draw_linear(conv_bias_, s.d_conv, random.child(3));
+    draw_parameter(dt_bias_, [&](auto& values) {
+      fill_dt_bias(values.view(), random.child(4), o.dt_min, o.dt_max, o.dt_init_floor);
+    });
+    draw_parameter(A_log_, [&](auto& values) {
+      fill_uniform(values, random.child(5), o.A_init_range[0], o.A_init_range[1]);
+      for (R& a : values) a = std::log(a);
+    });
     fill_ones(D_);
     fill_ones(norm_weight_);
-    if (init_states_) init_states_.value();  // zeros
+    if (init_states_) fill_zeros(init_states_);
     fill_ones(subln_weight_);
     lambda_.initialize(random.child(6), options_.lambda_initialization);
     out_proj_.initialize(random.child(7), how);
@@ -115,7 +124,7 @@ class DiffS6Mamba2 : public Module<DiffS6Mamba2<T, DeviceType>> {
     {
       const auto dcombined = out_proj_.backward(saved.combined, dout);
       const auto lambda = lambda_.value();
-      Tensor<T, 1, D> dlambda(lambda.extents());
+      Tensor<R, 1, D> dlambda(lambda.extents());
       const auto in = combine_inputs(saved.gated, lambda);
       Workspace<D> workspace(differential_combine::workspace_bytes(in));
       differential_combine::GradientViews<T, D> gradients{.dy1 = dgated.template slice<2>(0, s.d_ssm),
@@ -129,27 +138,24 @@ class DiffS6Mamba2 : public Module<DiffS6Mamba2<T, DeviceType>> {
     }
     const Laid laid(std::as_const(*this));
     // Of what both paths share, a gradient for each path, then their sum.
-    Tensor<T, 2, D> dconv_weight(laid.conv_weight.extents());
-    Tensor<T, 1, D> dconv_bias(laid.conv_bias.extents()), dnorm_weight(laid.norm_weight.extents());
-    Tensor<T, 3, D> dinit_states(laid.init_states.extents());
+    Tensor<R, 2, D> dconv_weight(laid.conv_weight.extents());
+    Tensor<R, 1, D> dconv_bias(laid.conv_bias.extents()), dnorm_weight(laid.norm_weight.extents());
+    Tensor<R, 3, D> dinit_states(laid.init_states.extents());
     const typename Core::WeightGradients g{.in_proj_weight = in_proj_weight_.gradient(),
                                            .in_proj_bias = in_proj_bias_.gradient(),
                                            .conv_weight = dconv_weight.view(),
-                                           .conv_bias = conv_bias_ ? dconv_bias.view() : View<T, 1, D>{},
+                                           .conv_bias = conv_bias_ ? dconv_bias.view() : View<R, 1, D>{},
                                            .dt_bias = dt_bias_.gradient(),
                                            .A_log = A_log_.gradient(),
                                            .D = D_.gradient(),
                                            .norm_weight = dnorm_weight.view(),
-                                           .init_states = init_states_ ? dinit_states.view() : View<T, 3, D>{}};
+                                           .init_states = init_states_ ? dinit_states.view() : View<R, 3, D>{}};
     const auto dzxbcdt = core_.backward(laid.weights, dgated, saved.core, g);
-    for_both(s.conv_roles(), [&](Index shared, Index at) {
-      for (Index w = 0; w < s.d_conv; ++w) conv_weight_.gradient()(shared, w) += dconv_weight(at, w);
-      if (conv_bias_) conv_bias_.gradient()(shared) += dconv_bias(at);
-    });
-    for_both(std::array{s.d_ssm}, [&](Index shared, Index at) { norm_weight_.gradient()(shared) += dnorm_weight(at); });
-    if (init_states_)
-      for_both(std::array{init_states_.size()},
-               [&](Index shared, Index at) { init_states_.gradient_data()[shared] += dinit_states.data()[at]; });
+    const auto add = [](const auto& from, const auto& to) { add_to(from, to); };
+    for_both(s.conv_roles(), conv_weight_.gradient(), std::as_const(dconv_weight).view(), add);
+    if (conv_bias_) for_both(s.conv_roles(), conv_bias_.gradient(), std::as_const(dconv_bias).view(), add);
+    for_both(std::array{s.d_ssm}, norm_weight_.gradient(), std::as_const(dnorm_weight).view(), add);
+    if (init_states_) for_both(std::array{s.nheads}, init_states_.gradient(), std::as_const(dinit_states).view(), add);
     auto dx = core_.project_backward(laid.weights, saved.x, dzxbcdt, g);
     saved = {};
     return dx;
@@ -178,48 +184,46 @@ class DiffS6Mamba2 : public Module<DiffS6Mamba2<T, DeviceType>> {
     f("norm.weight", self.norm_weight_);
     if (self.init_states_) f("init_states", self.init_states_);
     Linear<T, D>::parameters(self.out_proj_, prefixed("out_proj.", f));
-    LambdaParameters<T, D>::parameters(self.lambda_, f);
+    LambdaParameters<R, D>::parameters(self.lambda_, f);
     f("subln.weight", self.subln_weight_);
   }
 
  private:
   const Mamba2Sizes& sizes() const { return core_.sizes(); }
 
-  /// f(index, index in the stack of both paths) for every row of a tensor that both share.
-  template <std::size_t Roles, class F>
-  static void for_both(const std::array<Index, Roles>& roles, F&& f) {
+  /// f(rows of path p in the stack of both paths, the rows of the tensor that both share) for each role and path.
+  template <std::size_t Roles, class Shared, class Stacked, class F>
+  static void for_both(const std::array<Index, Roles>& roles, const Shared& shared, const Stacked& stacked, F&& f) {
     Index before = 0;
     for (const Index size : roles) {
       for (Index path = 0; path < 2; ++path)
-        for (Index i = 0; i < size; ++i) f(before + i, 2 * before + path * size + i);
+        f(stacked.template slice<0>(2 * before + path * size, 2 * before + (path + 1) * size),
+          shared.template slice<0>(before, before + size));
       before += size;
     }
   }
 
   /// The weights as both paths together want them: what they share, twice.
   struct Laid {
-    Tensor<T, 2, D> conv_weight;
-    Tensor<T, 1, D> conv_bias, norm_weight;
-    Tensor<T, 3, D> init_states;
+    Tensor<R, 2, D> conv_weight;
+    Tensor<R, 1, D> conv_bias, norm_weight;
+    Tensor<R, 3, D> init_states;
     typename Core::Weights weights;
 
     explicit Laid(const DiffS6Mamba2& m)
-        : conv_weight(Extents{2 * m.sizes().conv_dim(), m.sizes().d_conv}),
-          norm_weight(Extents<1>{2 * m.sizes().d_ssm}) {
+        : conv_weight(Tensor<R, 2, D>::uninitialized(Extents{2 * m.sizes().conv_dim(), m.sizes().d_conv})),
+          norm_weight(Tensor<R, 1, D>::uninitialized(Extents<1>{2 * m.sizes().d_ssm})) {
       const auto& s = m.sizes();
-      const auto shared_weight = m.conv_weight_.value();
-      const auto shared_bias = m.conv_bias_.value();
-      const auto shared_norm = m.norm_weight_.value();
-      if (shared_bias) conv_bias = Tensor<T, 1, D>(Extents<1>{2 * s.conv_dim()});
-      for_both(s.conv_roles(), [&](Index shared, Index at) {
-        for (Index w = 0; w < s.d_conv; ++w) conv_weight(at, w) = shared_weight(shared, w);
-        if (shared_bias) conv_bias(at) = shared_bias(shared);
-      });
-      for_both(std::array{s.d_ssm}, [&](Index shared, Index at) { norm_weight(at) = shared_norm(shared); });
-      if (const auto shared_states = m.init_states_.value()) {
-        init_states = Tensor<T, 3, D>(Extents{2 * s.nheads, s.headdim, s.d_state});
-        for_both(std::array{shared_states.size()},
-                 [&](Index shared, Index at) { init_states.data()[at] = shared_states.data()[shared]; });
+      const auto lay = [](const auto& to, const auto& from) { copy(from, to); };
+      for_both(s.conv_roles(), m.conv_weight_.value(), conv_weight.view(), lay);
+      if (m.conv_bias_) {
+        conv_bias = Tensor<R, 1, D>::uninitialized(Extents<1>{2 * s.conv_dim()});
+        for_both(s.conv_roles(), m.conv_bias_.value(), conv_bias.view(), lay);
+      }
+      for_both(std::array{s.d_ssm}, m.norm_weight_.value(), norm_weight.view(), lay);
+      if (m.init_states_) {
+        init_states = Tensor<R, 3, D>::uninitialized(Extents{2 * s.nheads, s.headdim, s.d_state});
+        for_both(std::array{s.nheads}, m.init_states_.value(), init_states.view(), lay);
       }
       weights = {.in_proj_weight = m.in_proj_weight_.value(),
                  .in_proj_bias = m.in_proj_bias_.value(),
@@ -235,7 +239,7 @@ class DiffS6Mamba2 : public Module<DiffS6Mamba2<T, DeviceType>> {
     Laid& operator=(const Laid&) = delete;
   };
 
-  differential_combine::Inputs<T, D> combine_inputs(const Tensor<T, 3, D>& gated, const Tensor<T, 1, D>& lambda) const {
+  differential_combine::Inputs<T, D> combine_inputs(const Tensor<T, 3, D>& gated, const Tensor<R, 1, D>& lambda) const {
     const Index width = sizes().d_ssm;
     differential_combine::Inputs<T, D> in{.y1 = gated.template slice<2>(0, width),
                                           .y2 = gated.template slice<2>(width, 2 * width)};
@@ -258,16 +262,16 @@ class DiffS6Mamba2 : public Module<DiffS6Mamba2<T, DeviceType>> {
 
   Options options_;
   Core core_;
-  LambdaParameters<T, D> lambda_;
+  LambdaParameters<R, D> lambda_;
   Parameter<T, 2, D> in_proj_weight_;  // (2 * d_in_proj, d_model), stacked role by role
-  Parameter<T, 1, D> in_proj_bias_;
-  Parameter<T, 2, D> conv_weight_;  // (conv_dim, d_conv)
-  Parameter<T, 1, D> conv_bias_;
-  Parameter<T, 1, D> dt_bias_, A_log_, D_;  // of both paths
-  Parameter<T, 1, D> norm_weight_;
-  Parameter<T, 3, D> init_states_;
+  Parameter<R, 1, D> in_proj_bias_;
+  Parameter<R, 2, D> conv_weight_;  // (conv_dim, d_conv)
+  Parameter<R, 1, D> conv_bias_;
+  Parameter<R, 1, D> dt_bias_, A_log_, D_;  // of both paths
+  Parameter<R, 1, D> norm_weight_;
+  Parameter<R, 3, D> init_states_;
   Linear<T, D> out_proj_;
-  Parameter<T, 1, D> subln_weight_;
+  Parameter<R, 1, D> subln_weight_;
 };
 
 }  // namespace diffmamba

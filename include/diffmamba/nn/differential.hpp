@@ -74,6 +74,7 @@ class Differential : public Module<Differential<MixerType>> {
   using device_type = typename MixerType::device_type;
   using T = value_type;
   using D = device_type;
+  using R = accumulate_t<T>;
   using State = typename Paths::State;
 
   using Options = DifferentialMixerOptions<typename MixerType::Options>;
@@ -101,8 +102,8 @@ class Differential : public Module<Differential<MixerType>> {
                 lambda_init(differential.depth)) {
     const Extents<1> channels{paths_.d_model()};
     require(options_.eps >= 0, name(), ": eps is ", options_.eps, ", expected 0 or more");
-    if (norm_before()) norm_weight_ = Parameter<T, 1, D>(channels, Decay::no);
-    if (norm_after()) subln_weight_ = Parameter<T, 1, D>(channels, Decay::no);
+    if (norm_before()) norm_weight_ = Parameter<R, 1, D>(channels, Decay::no);
+    if (norm_after()) subln_weight_ = Parameter<R, 1, D>(channels, Decay::no);
   }
 
   void initialize(Philox random, const Initialization& how = {}) {
@@ -129,7 +130,7 @@ class Differential : public Module<Differential<MixerType>> {
 
   Tensor<T, 3, D> backward(const View<const T, 3, D>& dout, Saved& saved) {
     const auto lambda = lambda_.value();
-    Tensor<T, 1, D> dlambda(lambda.extents());
+    Tensor<R, 1, D> dlambda(lambda.extents());
     Tensor<T, 3, D> dx;
     const bool combined = !Paths::as_one || norm_before();
     if (combined) {
@@ -176,14 +177,14 @@ class Differential : public Module<Differential<MixerType>> {
   template <class Self, class F>
   static void parameters(Self& self, F&& f) {
     Paths::parameters(self.paths_, f);
-    LambdaParameters<T, D>::parameters(self.lambda_, f);
+    LambdaParameters<R, D>::parameters(self.lambda_, f);
     if (self.norm_weight_) f("norm.weight", self.norm_weight_);
     if (self.subln_weight_) f("subln.weight", self.subln_weight_);
   }
 
   const DifferentialOptions& differential_options() const { return options_; }
   /// The lambda of this layer as its parameters now stand: one number, or one for each channel.
-  Tensor<T, 1, D> lambda() const { return lambda_.value(); }
+  Tensor<R, 1, D> lambda() const { return lambda_.value(); }
 
  private:
   bool norm_before() const { return options_.norm == Norm::before || options_.norm == Norm::before_and_after; }
@@ -218,14 +219,14 @@ class Differential : public Module<Differential<MixerType>> {
     return out;
   }
   differential_combine::Inputs<T, D> combine_inputs(const Tensor<T, 3, D>& y1, const Tensor<T, 3, D>& y2,
-                                                    const Tensor<T, 1, D>& lambda) const {
+                                                    const Tensor<R, 1, D>& lambda) const {
     differential_combine::Inputs<T, D> in{.y1 = y1, .y2 = y2};
     if (options_.lambda != Lambda::none) in.lambda = lambda;
     in.norm_weight = norm_weight_.value();
     in.subln_weight = subln_weight_.value();
     return in;
   }
-  Tensor<T, 3, D> combine(const Tensor<T, 3, D>& y1, const Tensor<T, 3, D>& y2, const Tensor<T, 1, D>& lambda,
+  Tensor<T, 3, D> combine(const Tensor<T, 3, D>& y1, const Tensor<T, 3, D>& y2, const Tensor<R, 1, D>& lambda,
                           differential_combine::Saved<T, D>* saved) const {
     auto out = Tensor<T, 3, D>::uninitialized(y1.extents());
     differential_combine::forward(combine_inputs(y1, y2, lambda),
@@ -244,8 +245,8 @@ class Differential : public Module<Differential<MixerType>> {
 
   DifferentialOptions options_;
   Paths paths_;
-  LambdaParameters<T, D> lambda_;
-  Parameter<T, 1, D> norm_weight_, subln_weight_;
+  LambdaParameters<R, D> lambda_;
+  Parameter<R, 1, D> norm_weight_, subln_weight_;
 };
 
 /// The published models: Diff-Mamba on Mamba (lambda in exponential form) and on Mamba-2 (sigmoid of a sum), each path

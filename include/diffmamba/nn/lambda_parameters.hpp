@@ -4,7 +4,7 @@
 
 #include <cmath>  // std::pow, std::sqrt
 
-#include "diffmamba/nn/mixer.hpp"
+#include "diffmamba/nn/linear_layer.hpp"  // draw_parameter
 #include "diffmamba/ops/differential_combine/lambda.hpp"
 
 namespace diffmamba {
@@ -30,7 +30,7 @@ struct EnumNames<LambdaInit> {
 
 /// lambda of a differential mixer: lambda_q1 and, in the exponential form, lambda_k1, lambda_q2, lambda_k2. `size` is
 /// that of each vector.
-template <class T, Device DeviceType = cpu>
+template <class R, Device DeviceType = cpu>
 class LambdaParameters {
   using D = DeviceType;
 
@@ -41,11 +41,11 @@ class LambdaParameters {
     const Extents<1> extents{form == Lambda::sigmoid_scalar        ? 1
                              : form == Lambda::sigmoid_per_channel ? channels
                                                                    : size};
-    q1_ = Parameter<T, 1, D>(extents, Decay::no);
+    q1_ = Parameter<R, 1, D>(extents, Decay::no);
     if (form != Lambda::exponential) return;
-    k1_ = Parameter<T, 1, D>(extents, Decay::no);
-    q2_ = Parameter<T, 1, D>(extents, Decay::no);
-    k2_ = Parameter<T, 1, D>(extents, Decay::no);
+    k1_ = Parameter<R, 1, D>(extents, Decay::no);
+    q2_ = Parameter<R, 1, D>(extents, Decay::no);
+    k2_ = Parameter<R, 1, D>(extents, Decay::no);
   }
 
   Lambda form() const { return form_; }
@@ -53,15 +53,15 @@ class LambdaParameters {
   double scale() const { return differential_combine::output_scale(form_, lambda_init_); }
 
   /// One lambda, or one for each channel; 1 without parameters.
-  Tensor<T, 1, D> value() const {
-    auto lambda = Tensor<T, 1, D>::uninitialized(Extents<1>{differential_combine::lambda_count(form_, channels_)});
+  Tensor<R, 1, D> value() const {
+    auto lambda = Tensor<R, 1, D>::uninitialized(Extents<1>{differential_combine::lambda_count(form_, channels_)});
     differential_combine::lambda_forward(form_, lambda_init_, inputs(), lambda.view());
     return lambda;
   }
   /// From dL/dlambda; adds into the gradients.
-  void backward(const View<const T, 1, D>& dlambda) {
+  void backward(const View<const R, 1, D>& dlambda) {
     differential_combine::lambda_backward(form_, inputs(), dlambda,
-                                          differential_combine::LambdaGradientViews<T, D>{.dlambda_q1 = q1_.gradient(),
+                                          differential_combine::LambdaGradientViews<R, D>{.dlambda_q1 = q1_.gradient(),
                                                                                           .dlambda_k1 = k1_.gradient(),
                                                                                           .dlambda_q2 = q2_.gradient(),
                                                                                           .dlambda_k2 = k2_.gradient()},
@@ -75,7 +75,8 @@ class LambdaParameters {
     if (how == LambdaInit::unit_variance && form_ == Lambda::exponential) std = std::pow(n, -0.25);
     std::uint64_t number = 0;
     for (auto* parameter : {&q1_, &k1_, &q2_, &k2_}) {
-      if (*parameter) fill_normal(parameter->value(), random.child(number), 0.0, std);
+      if (*parameter)
+        draw_parameter(*parameter, [&](auto& values) { fill_normal(values, random.child(number), 0.0, std); });
       ++number;
     }
   }
@@ -89,14 +90,14 @@ class LambdaParameters {
   }
 
  private:
-  differential_combine::LambdaInputs<T, D> inputs() const {
+  differential_combine::LambdaInputs<R, D> inputs() const {
     return {.lambda_q1 = q1_.value(), .lambda_k1 = k1_.value(), .lambda_q2 = q2_.value(), .lambda_k2 = k2_.value()};
   }
 
   Lambda form_;
   Index channels_;
   double lambda_init_;
-  Parameter<T, 1, D> q1_, k1_, q2_, k2_;
+  Parameter<R, 1, D> q1_, k1_, q2_, k2_;
 };
 
 }  // namespace diffmamba

@@ -2,8 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <algorithm>  // std::fill_n
-#include <cmath>      // std::sqrt
+#include <cmath>  // std::sqrt
 
 #include "diffmamba/nn/mixer.hpp"  // Module, Parameter, Initialization
 #include "diffmamba/ops/linear/linear_backward.hpp"
@@ -45,23 +44,40 @@ class Rows {
   View<const T, 2, DeviceType> view_;
 };
 
-/// torch's initialisation of Linear and Conv1d: uniform in +-1/sqrt(fan_in).
+/// torch's initialisation of Linear and Conv1d: uniform in +-1/sqrt(fan_in). x is in host memory.
 template <class X>
 void fill_linear(X&& x, Index fan_in, Philox random, double scale = 1.0) {
   const double bound = fan_in > 0 ? scale / std::sqrt(static_cast<double>(fan_in)) : 0.0;
   fill_uniform(x, random, -bound, bound);
 }
 
+/// Starts a parameter: draw(values) fills its masters, zero before, in host memory, so that every device gets the same
+/// numbers; then they are copied to where they belong.
+template <class ParameterType, class Draw>
+void draw_parameter(ParameterType& parameter, Draw&& draw) {
+  Tensor<typename ParameterType::value_type, ParameterType::rank> values(parameter.extents());
+  draw(values);
+  parameter.copy_from(values);
+}
+template <class ParameterType>
+void draw_linear(ParameterType& parameter, Index fan_in, Philox random, double scale = 1.0) {
+  draw_parameter(parameter, [&](auto& values) { fill_linear(values, fan_in, random, scale); });
+}
+template <class ParameterType>
+void fill_zeros(ParameterType& parameter) {
+  draw_parameter(parameter, [](auto&) {});
+}
 /// Every element 1: D and the weights of norms.
-template <class T, int Rank, Device DeviceType>
-void fill_ones(Parameter<T, Rank, DeviceType>& parameter) {
-  std::fill_n(parameter.value_data(), parameter.size(), T(1));
+template <class ParameterType>
+void fill_ones(ParameterType& parameter) {
+  draw_parameter(parameter, [](auto& values) { values.fill(1); });
 }
 /// The rescaling of weights that write into the residual stream.
-template <class T, int Rank, Device DeviceType>
-void scale_by(Parameter<T, Rank, DeviceType>& parameter, double factor) {
-  T* value = parameter.value_data();
-  for (Index i = 0; i < parameter.size(); ++i) value[i] *= static_cast<T>(factor);
+template <class ParameterType>
+void scale_by(ParameterType& parameter, double factor) {
+  auto values = parameter.to_tensor();
+  for (auto& value : values) value *= static_cast<typename ParameterType::value_type>(factor);
+  parameter.copy_from(values);
 }
 
 /// y = x weight^T + bias, with the weight as checkpoints have it, (out, in), and its gradients.
@@ -74,16 +90,16 @@ class Linear : public Module<Linear<T, DeviceType>> {
   Linear() = default;
   Linear(Index in, Index out, bool with_bias = false) : weight(Extents{out, in}) {
     require(in >= 0 && out >= 0, "Linear: negative size (", out, ", ", in, ")");
-    if (with_bias) bias = Parameter<T, 1, DeviceType>(Extents<1>{out}, Decay::no);
+    if (with_bias) bias = Parameter<accumulate_t<T>, 1, DeviceType>(Extents<1>{out}, Decay::no);
   }
 
   void initialize(Philox random, const Initialization& how = {}) {
-    fill_linear(weight.value(), weight.extent(1), random.child(0));
+    draw_linear(weight, weight.extent(1), random.child(0));
     if (!bias) return;
     if (how.zero_biases)
-      bias.value();  // zeros
+      fill_zeros(bias);
     else
-      fill_linear(bias.value(), weight.extent(1), random.child(1));
+      draw_linear(bias, weight.extent(1), random.child(1));
   }
 
   /// (batch, length, in) -> (batch, length, out)
@@ -108,8 +124,8 @@ class Linear : public Module<Linear<T, DeviceType>> {
     if (self.bias) f("bias", self.bias);
   }
 
-  Parameter<T, 2, DeviceType> weight;  // (out, in)
-  Parameter<T, 1, DeviceType> bias;    // (out), or absent
+  Parameter<T, 2, DeviceType> weight;              // (out, in)
+  Parameter<accumulate_t<T>, 1, DeviceType> bias;  // (out), or absent
 
  private:
   linear::Inputs<T, DeviceType> inputs(const View<const T, 2, DeviceType>& x) const {

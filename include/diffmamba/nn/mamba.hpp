@@ -74,9 +74,8 @@ struct MambaSizes {
 /// and convolution and scan see more channels and groups.
 template <class T, Device DeviceType = cpu>
 class MambaInner {
-  static_assert(std::is_same_v<T, float> || std::is_same_v<T, double>,
-                "Mamba: the element type must be float or double in this version");
   using D = DeviceType;
+  using R = accumulate_t<T>;
 
  public:
   using value_type = T;
@@ -92,22 +91,22 @@ class MambaInner {
   };
   /// conv_state: the last d_conv inputs of the convolution, zeros before the first (the official layout).
   struct State {
-    Tensor<T, 3, D> conv_state;  // (batch, paths * d_inner, d_conv)
-    Tensor<T, 3, D> ssm_state;   // (batch, paths * d_inner, d_state)
+    Tensor<R, 3, D> conv_state;  // (batch, paths * d_inner, d_conv)
+    Tensor<R, 3, D> ssm_state;   // (batch, paths * d_inner, d_state)
   };
 
   explicit MambaInner(const Options& options, Index paths = 1) : options_(options), sizes_(options, paths) {
     const auto& s = sizes_;
     const Index channels = paths * s.d_inner;
     in_proj_weight_ = Parameter<T, 2, D>(Extents{2 * channels, s.d_model});
-    if (options.bias) in_proj_bias_ = Parameter<T, 1, D>(Extents<1>{2 * channels}, Decay::no);
-    conv_weight_ = Parameter<T, 2, D>(Extents{channels, s.d_conv});
-    if (options.conv_bias) conv_bias_ = Parameter<T, 1, D>(Extents<1>{channels}, Decay::no);
+    if (options.bias) in_proj_bias_ = Parameter<R, 1, D>(Extents<1>{2 * channels}, Decay::no);
+    conv_weight_ = Parameter<R, 2, D>(Extents{channels, s.d_conv});
+    if (options.conv_bias) conv_bias_ = Parameter<R, 1, D>(Extents<1>{channels}, Decay::no);
     x_proj_weight_ = Parameter<T, 3, D>(Extents{paths, s.x_proj_rows(), s.d_inner});
     dt_proj_weight_ = Parameter<T, 3, D>(Extents{paths, s.d_inner, s.dt_rank});
-    dt_proj_bias_ = Parameter<T, 1, D>(Extents<1>{channels}, Decay::no);
-    A_log_ = Parameter<T, 2, D>(Extents{channels, s.d_state}, Decay::no);
-    D_ = Parameter<T, 1, D>(Extents<1>{channels}, Decay::no);
+    dt_proj_bias_ = Parameter<R, 1, D>(Extents<1>{channels}, Decay::no);
+    A_log_ = Parameter<R, 2, D>(Extents{channels, s.d_state}, Decay::no);
+    D_ = Parameter<R, 1, D>(Extents<1>{channels}, Decay::no);
   }
 
   std::array<Index, 1> roles() const { return {sizes_.d_inner}; }
@@ -141,9 +140,9 @@ class MambaInner {
     convolve(xs(xz), conv_out.view(), std::as_const(state->conv_state).template slice<2>(1, sizes_.d_conv));
     remember_inputs<T>(xs(xz), state->conv_state.view());
     const auto dtBC = project_scan(conv_out);
-    auto final_state = Tensor<T, 3, D>::uninitialized(state->ssm_state.extents());
+    auto final_state = Tensor<R, 3, D>::uninitialized(state->ssm_state.extents());
     auto out = scan(xz, conv_out, dtBC, nullptr, state->ssm_state.view(), final_state.view());
-    state->ssm_state = std::move(final_state);
+    copy(final_state, state->ssm_state);  // a state keeps its memory: what steps it may be a captured graph
     return out;
   }
 
@@ -157,7 +156,7 @@ class MambaInner {
     auto ddtBC = Tensor<T, 4, D>::uninitialized(saved.dtBC.extents());
     {
       const auto A = negative_exp(self.A_log_.value());
-      Tensor<T, 2, D> dA(A.extents());
+      Tensor<R, 2, D> dA(A.extents());
       auto ddelta = Tensor<T, 3, D>::uninitialized(saved.conv_out.extents());
       {
         const auto delta = project_dt(saved.dtBC);
@@ -172,7 +171,7 @@ class MambaInner {
                                   .dD = D_.gradient(),
                                   .dz = dxz.template slice<2>(channels, 2 * channels),
                                   .ddelta_bias = dt_proj_bias_.gradient()},
-                                 GradientMode::add, workspace);
+                                 workspace, GradientMode::add);
       }
       add_product(dA.view(), A.view(), A_log_.gradient());  // A = -exp(A_log), so dA/dA_log = A
       saved.scan = {};
@@ -216,8 +215,8 @@ class MambaInner {
 
   State make_state(Index batch) const {
     const Index channels = sizes_.paths * sizes_.d_inner;
-    return {.conv_state = Tensor<T, 3, D>(Extents{batch, channels, sizes_.d_conv}),
-            .ssm_state = Tensor<T, 3, D>(Extents{batch, channels, sizes_.d_state})};
+    return {.conv_state = Tensor<R, 3, D>(Extents{batch, channels, sizes_.d_conv}),
+            .ssm_state = Tensor<R, 3, D>(Extents{batch, channels, sizes_.d_state})};
   }
 
   /// As the official module: torch's defaults for the projections and the convolution, dt_proj after dt_init, its bias
@@ -228,7 +227,7 @@ class MambaInner {
       const Philox draw = random.child(0).child(static_cast<std::uint64_t>(path));
       parameters(*this, path, [&](std::string_view name, auto& parameter) {
         using P = std::remove_cvref_t<decltype(parameter)>;
-        Tensor<T, P::rank, D> value(parameter.extents());
+        Tensor<R, P::rank> value(parameter.extents());
         if (name == "in_proj.weight") {
           fill_linear(value, s.d_model, draw.child(0));
         } else if (name == "in_proj.bias") {
@@ -243,14 +242,14 @@ class MambaInner {
           if (options_.dt_init == DtInit::random)
             fill_linear(value, s.dt_rank, draw.child(5), options_.dt_scale);
           else
-            value.fill(static_cast<T>(options_.dt_scale / std::sqrt(static_cast<double>(s.dt_rank))));
+            value.fill(static_cast<R>(options_.dt_scale / std::sqrt(static_cast<double>(s.dt_rank))));
         } else if (name == "dt_proj.bias") {
           if constexpr (P::rank == 1)
             fill_dt_bias(value.view(), draw.child(6), options_.dt_min, options_.dt_max, options_.dt_init_floor);
         } else if (name == "A_log") {
           if constexpr (P::rank == 2) fill_s4d_real(value.view());
         } else {  // D
-          value.fill(T(1));
+          value.fill(R(1));
         }
         parameter.copy_from(value);
       });
@@ -316,7 +315,7 @@ class MambaInner {
     return xz;
   }
   void convolve(const View<const T, 3, D>& x, const View<T, 3, D>& out,
-                const View<const T, 3, D>& initial_state) const {
+                const View<const R, 3, D>& initial_state) const {
     const causal_conv1d::Inputs<T, D> in{
         .x = x, .weight = conv_weight_.value(), .bias = conv_bias_.value(), .initial_state = initial_state};
     Workspace<D> workspace(causal_conv1d::workspace_bytes(in));
@@ -343,8 +342,8 @@ class MambaInner {
   }
   selective_scan::Inputs<T, D> scan_inputs(const Tensor<T, 3, D>& xz, const Tensor<T, 3, D>& conv_out,
                                            const Tensor<T, 4, D>& dtBC, const Tensor<T, 3, D>& delta,
-                                           const View<const T, 2, D>& A,
-                                           const View<const T, 3, D>& initial_state) const {
+                                           const View<const R, 2, D>& A,
+                                           const View<const R, 3, D>& initial_state) const {
     const Index channels = sizes_.paths * sizes_.d_inner;
     return {.u = conv_out.view(),
             .delta = delta.view(),
@@ -357,8 +356,8 @@ class MambaInner {
             .initial_state = initial_state};
   }
   Tensor<T, 3, D> scan(const Tensor<T, 3, D>& xz, const Tensor<T, 3, D>& conv_out, const Tensor<T, 4, D>& dtBC,
-                       selective_scan::Saved<T, D>* saved, const View<const T, 3, D>& initial_state,
-                       const View<T, 3, D>& final_state) const {
+                       selective_scan::Saved<T, D>* saved, const View<const R, 3, D>& initial_state,
+                       const View<R, 3, D>& final_state) const {
     const auto A = negative_exp(A_log_.value());
     const auto delta = project_dt(dtBC);
     auto out = Tensor<T, 3, D>::uninitialized(conv_out.extents());
@@ -370,7 +369,7 @@ class MambaInner {
   }
   /// One token of each sequence.
   Tensor<T, 3, D> step(const Tensor<T, 3, D>& xz, const Tensor<T, 3, D>& conv_out,
-                       const View<T, 3, D>& ssm_state) const {
+                       const View<R, 3, D>& ssm_state) const {
     const Index channels = sizes_.paths * sizes_.d_inner;
     const auto dtBC = project_scan(conv_out);
     const auto delta = project_dt(dtBC);
@@ -391,14 +390,14 @@ class MambaInner {
   Options options_;
   MambaSizes sizes_;
   Parameter<T, 2, D> in_proj_weight_;  // (2 * paths * d_inner, d_model): x of all paths, then z
-  Parameter<T, 1, D> in_proj_bias_;
-  Parameter<T, 2, D> conv_weight_;  // (paths * d_inner, d_conv)
-  Parameter<T, 1, D> conv_bias_;
+  Parameter<R, 1, D> in_proj_bias_;
+  Parameter<R, 2, D> conv_weight_;  // (paths * d_inner, d_conv)
+  Parameter<R, 1, D> conv_bias_;
   Parameter<T, 3, D> x_proj_weight_;   // (paths, dt_rank + 2 d_state, d_inner)
   Parameter<T, 3, D> dt_proj_weight_;  // (paths, d_inner, dt_rank)
-  Parameter<T, 1, D> dt_proj_bias_;    // (paths * d_inner), the scan's delta_bias
-  Parameter<T, 2, D> A_log_;           // (paths * d_inner, d_state)
-  Parameter<T, 1, D> D_;
+  Parameter<R, 1, D> dt_proj_bias_;    // (paths * d_inner), the scan's delta_bias
+  Parameter<R, 2, D> A_log_;           // (paths * d_inner, d_state)
+  Parameter<R, 1, D> D_;
 };
 
 /// Mamba (arXiv 2312.00752), with everything that the official module has.

@@ -11,6 +11,7 @@ namespace diffmamba {
 template <class T, Device DeviceType = cpu>
 class Mamba2Inner {
   using D = DeviceType;
+  using R = accumulate_t<T>;
   using Core = Mamba2Core<T, D>;
 
  public:
@@ -23,15 +24,15 @@ class Mamba2Inner {
   explicit Mamba2Inner(const Options& options, Index paths = 1) : options_(options), core_(options, paths) {
     const auto& s = core_.sizes();
     in_proj_weight_ = Parameter<T, 2, D>(Extents{paths * s.d_in_proj(), s.d_model});
-    if (options.bias) in_proj_bias_ = Parameter<T, 1, D>(Extents<1>{paths * s.d_in_proj()}, Decay::no);
-    conv_weight_ = Parameter<T, 2, D>(Extents{paths * s.conv_dim(), s.d_conv});
-    if (options.conv_bias) conv_bias_ = Parameter<T, 1, D>(Extents<1>{paths * s.conv_dim()}, Decay::no);
-    dt_bias_ = Parameter<T, 1, D>(Extents<1>{paths * s.nheads}, Decay::no);
-    A_log_ = Parameter<T, 1, D>(Extents<1>{paths * s.nheads}, Decay::no);
-    D_ = Parameter<T, 1, D>(Extents<1>{paths * (options.D_has_hdim ? s.d_ssm : s.nheads)}, Decay::no);
-    if (options.rmsnorm) norm_weight_ = Parameter<T, 1, D>(Extents<1>{paths * s.d_ssm}, Decay::no);
+    if (options.bias) in_proj_bias_ = Parameter<R, 1, D>(Extents<1>{paths * s.d_in_proj()}, Decay::no);
+    conv_weight_ = Parameter<R, 2, D>(Extents{paths * s.conv_dim(), s.d_conv});
+    if (options.conv_bias) conv_bias_ = Parameter<R, 1, D>(Extents<1>{paths * s.conv_dim()}, Decay::no);
+    dt_bias_ = Parameter<R, 1, D>(Extents<1>{paths * s.nheads}, Decay::no);
+    A_log_ = Parameter<R, 1, D>(Extents<1>{paths * s.nheads}, Decay::no);
+    D_ = Parameter<R, 1, D>(Extents<1>{paths * (options.D_has_hdim ? s.d_ssm : s.nheads)}, Decay::no);
+    if (options.rmsnorm) norm_weight_ = Parameter<R, 1, D>(Extents<1>{paths * s.d_ssm}, Decay::no);
     if (options.learnable_init_states)
-      init_states_ = Parameter<T, 3, D>(Extents{paths * s.nheads, s.headdim, s.d_state}, Decay::no);
+      init_states_ = Parameter<R, 3, D>(Extents{paths * s.nheads, s.headdim, s.d_state}, Decay::no);
   }
 
   std::array<Index, 2> roles() const { return core_.sizes().gated_roles(); }
@@ -63,7 +64,7 @@ class Mamba2Inner {
       const Philox draw = random.child(0).child(static_cast<std::uint64_t>(path));
       parameters(*this, path, [&](std::string_view name, auto& parameter) {
         using P = std::remove_cvref_t<decltype(parameter)>;
-        Tensor<T, P::rank, D> value(parameter.extents());
+        Tensor<R, P::rank> value(parameter.extents());
         if (name == "in_proj.weight") {
           fill_linear(value, s.d_model, draw.child(0));
         } else if (name == "in_proj.bias") {
@@ -80,9 +81,9 @@ class Mamba2Inner {
             fill_dt_bias(value.view(), draw.child(4), options_.dt_min, options_.dt_max, options_.dt_init_floor);
         } else if (name == "A_log") {
           fill_uniform(value, draw.child(5), options_.A_init_range[0], options_.A_init_range[1]);
-          for (T& a : value) a = std::log(a);
+          for (R& a : value) a = std::log(a);
         } else if (name != "init_states") {  // D, norm.weight
-          value.fill(T(1));
+          value.fill(R(1));
         }
         parameter.copy_from(value);
       });
@@ -137,11 +138,11 @@ class Mamba2Inner {
   Options options_;
   Core core_;
   Parameter<T, 2, D> in_proj_weight_;  // (paths * d_in_proj, d_model), stacked role by role
-  Parameter<T, 1, D> in_proj_bias_;
-  Parameter<T, 2, D> conv_weight_;  // (paths * conv_dim, d_conv), stacked role by role
-  Parameter<T, 1, D> conv_bias_;
-  Parameter<T, 1, D> dt_bias_, A_log_, D_, norm_weight_;  // path after path
-  Parameter<T, 3, D> init_states_;
+  Parameter<R, 1, D> in_proj_bias_;
+  Parameter<R, 2, D> conv_weight_;  // (paths * conv_dim, d_conv), stacked role by role
+  Parameter<R, 1, D> conv_bias_;
+  Parameter<R, 1, D> dt_bias_, A_log_, D_, norm_weight_;  // path after path
+  Parameter<R, 3, D> init_states_;
 };
 
 /// Mamba-2 (arXiv 2405.21060), with everything that the official module Mamba2 and Mamba2Simple have.

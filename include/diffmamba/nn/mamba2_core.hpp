@@ -3,10 +3,8 @@
 #pragma once
 
 #include <array>   // std::array
-#include <cmath>   // std::exp
 #include <limits>  // std::numeric_limits
 
-#include "diffmamba/math/silu.hpp"
 #include "diffmamba/nn/linear_layer.hpp"  // as_rows
 #include "diffmamba/nn/scan_parts.hpp"    // negative_exp, remember_inputs
 #include "diffmamba/ops/causal_conv1d/causal_conv1d_backward.hpp"
@@ -17,6 +15,8 @@
 #include "diffmamba/ops/ssd/ssd_backward.hpp"
 #include "diffmamba/ops/ssd/ssd_forward.hpp"
 #include "diffmamba/ops/ssd/ssd_step.hpp"
+#include "diffmamba/ops/swiglu/swiglu_backward.hpp"
+#include "diffmamba/ops/swiglu/swiglu_forward.hpp"
 
 namespace diffmamba {
 
@@ -107,18 +107,19 @@ struct Mamba2Sizes {
   std::array<Index, 2> gated_roles() const { return {d_mlp, d_ssm}; }
 };
 
-/// Views of the weights of Mamba-2 without its output projection, of all paths: `const T` to read, `T` for gradients.
-template <class T, Device DeviceType = cpu>
+/// Views of the weights of Mamba-2 without its output projection, of all paths. To read: W is `const T`, R `const
+/// accumulate_t<T>`; for gradients both are accumulate_t<T>.
+template <class W, class R, Device DeviceType = cpu>
 struct Mamba2Weights {
-  View<T, 2, DeviceType> in_proj_weight;     // (paths * d_in_proj, d_model)
-  View<T, 1, DeviceType> in_proj_bias = {};  // (paths * d_in_proj)
-  View<T, 2, DeviceType> conv_weight;        // (paths * conv_dim, d_conv)
-  View<T, 1, DeviceType> conv_bias = {};     // (paths * conv_dim)
-  View<T, 1, DeviceType> dt_bias;            // (paths * nheads)
-  View<T, 1, DeviceType> A_log;              // (paths * nheads)
-  View<T, 1, DeviceType> D = {};             // (paths * nheads), or (paths * d_ssm)
-  View<T, 1, DeviceType> norm_weight = {};   // (paths * d_ssm); absent: z gates inside the scan
-  View<T, 3, DeviceType> init_states = {};   // (paths * nheads, headdim, d_state)
+  View<W, 2, DeviceType> in_proj_weight;     // (paths * d_in_proj, d_model)
+  View<R, 1, DeviceType> in_proj_bias = {};  // (paths * d_in_proj)
+  View<R, 2, DeviceType> conv_weight;        // (paths * conv_dim, d_conv)
+  View<R, 1, DeviceType> conv_bias = {};     // (paths * conv_dim)
+  View<R, 1, DeviceType> dt_bias;            // (paths * nheads)
+  View<R, 1, DeviceType> A_log;              // (paths * nheads)
+  View<R, 1, DeviceType> D = {};             // (paths * nheads), or (paths * d_ssm)
+  View<R, 1, DeviceType> norm_weight = {};   // (paths * d_ssm); absent: z gates inside the scan
+  View<R, 3, DeviceType> init_states = {};   // (paths * nheads, headdim, d_state)
 };
 
 /// What Mamba-2 computes between its two projections, over any number of paths at once (Mamba-2, arXiv 2405.21060,
@@ -129,13 +130,12 @@ struct Mamba2Weights {
 /// Holds no weights: who calls it does.
 template <class T, Device DeviceType = cpu>
 class Mamba2Core {
-  static_assert(std::is_same_v<T, float> || std::is_same_v<T, double>,
-                "Mamba2: the element type must be float or double in this version");
   using D = DeviceType;
+  using R = accumulate_t<T>;
 
  public:
-  using Weights = Mamba2Weights<const T, D>;
-  using WeightGradients = Mamba2Weights<T, D>;
+  using Weights = Mamba2Weights<const T, const R, D>;
+  using WeightGradients = Mamba2Weights<R, R, D>;
 
   struct Options {  // of the scan and the norm, as in Mamba2Options
     Index chunk_size = 256;
@@ -158,8 +158,8 @@ class Mamba2Core {
   /// conv_state: the last d_conv inputs of the convolution, zeros before the first (one more than it needs; the
   /// official layout).
   struct State {
-    Tensor<T, 3, D> conv_state;  // (batch, paths * conv_dim, d_conv)
-    Tensor<T, 4, D> ssm_state;   // (batch, paths * nheads, headdim, d_state)
+    Tensor<R, 3, D> conv_state;  // (batch, paths * conv_dim, d_conv)
+    Tensor<R, 4, D> ssm_state;   // (batch, paths * nheads, headdim, d_state)
   };
 
   explicit Mamba2Core(const Mamba2Options& o, Index paths = 1)
@@ -195,10 +195,10 @@ class Mamba2Core {
     auto conv_out = Tensor<T, 3, D>::uninitialized(shape(zxbcdt, sizes_.conv_dim()));
     if (state == nullptr) return run(w, zxbcdt.view(), conv_out.view(), nullptr, {}, {});
     check(*state, zxbcdt.extent(0));
-    auto final_state = Tensor<T, 4, D>::uninitialized(state->ssm_state.extents());
+    auto final_state = Tensor<R, 4, D>::uninitialized(state->ssm_state.extents());
     auto out = run(w, zxbcdt.view(), conv_out.view(), nullptr, state, final_state.view());
-    remember_inputs<T>(Cut<const T>(sizes_, zxbcdt.view()).xBC, state->conv_state.view());
-    state->ssm_state = std::move(final_state);
+    remember_inputs<T>(Cut<const T>(sizes_, std::as_const(zxbcdt).view()).xBC, state->conv_state.view());
+    copy(final_state, state->ssm_state);  // a state keeps its memory: what steps it may be a captured graph
     return out;
   }
 
@@ -213,7 +213,9 @@ class Mamba2Core {
     auto dzxbcdt = Tensor<T, 3, D>::uninitialized(saved.zxbcdt.extents());
     const Cut<T> d(s, dzxbcdt.view());
     const auto dy = dgated.template slice<2>(s.paths * s.d_mlp, s.paths * s.width());
-    if (s.d_mlp > 0) gate_backward(in.z0, in.x0, dgated.template slice<2>(0, s.paths * s.d_mlp), d.z0, d.x0);
+    if (s.d_mlp > 0)
+      swiglu::backward(swiglu::Inputs<T, D>{.x = in.x0, .z = in.z0}, dgated.template slice<2>(0, s.paths * s.d_mlp),
+                       {.dx = d.x0, .dz = d.z0});
     if (w.norm_weight) {
       const gated_rms_norm::Inputs<T, D> norm{.x = saved.y, .weight = w.norm_weight, .z = in.z};
       Workspace<D> workspace(gated_rms_norm::workspace_bytes(norm));
@@ -222,12 +224,12 @@ class Mamba2Core {
       saved.y = {};
     }
     const auto A = negative_exp(w.A_log);
-    Tensor<T, 1, D> dA(A.extents());
+    Tensor<R, 1, D> dA(A.extents());
     auto dconv = Tensor<T, 3, D>::uninitialized(saved.conv_out.extents());
     const CutConv<T> dout(s, dconv.view());
-    Tensor<T, 4, D> dinitial;
+    Tensor<R, 4, D> dinitial;
     if (w.init_states)
-      dinitial = Tensor<T, 4, D>::uninitialized(Extents{batch, s.paths * s.nheads, s.headdim, s.d_state});
+      dinitial = Tensor<R, 4, D>::uninitialized(Extents{batch, s.paths * s.nheads, s.headdim, s.d_state});
     {
       const auto scan = scan_inputs(w, in, conv, A.view(), initial_state(w, batch));
       ssd::GradientViews<T, D> gradients{.dx = dout.x,
@@ -271,8 +273,8 @@ class Mamba2Core {
   /// Of sequences that have not begun: no inputs yet, the learned initial states or zeros.
   State make_state(const Weights& w, Index batch) const {
     const auto& s = sizes_;
-    State state{.conv_state = Tensor<T, 3, D>(Extents{batch, s.paths * s.conv_dim(), s.d_conv}),
-                .ssm_state = Tensor<T, 4, D>(Extents{batch, s.paths * s.nheads, s.headdim, s.d_state})};
+    State state{.conv_state = Tensor<R, 3, D>(Extents{batch, s.paths * s.conv_dim(), s.d_conv}),
+                .ssm_state = Tensor<R, 4, D>(Extents{batch, s.paths * s.nheads, s.headdim, s.d_state})};
     if (w.init_states) copy(initial_state(w, batch), state.ssm_state.view());
     return state;
   }
@@ -330,14 +332,14 @@ class Mamba2Core {
             .norm_before_gate = options_.norm_before_gate};
   }
   /// The learned initial states, the same for every sequence: stride 0 over the batch.
-  View<const T, 4, D> initial_state(const Weights& w, Index batch) const {
+  View<const R, 4, D> initial_state(const Weights& w, Index batch) const {
     if (!w.init_states) return {};
     const auto& v = w.init_states;
     return {
         v.data(), {batch, v.extent(0), v.extent(1), v.extent(2)}, {Index{0}, v.stride(0), v.stride(1), v.stride(2)}};
   }
   ssd::Inputs<T, D> scan_inputs(const Weights& w, const Cut<const T>& in, const CutConv<const T>& conv,
-                                const View<const T, 1, D>& A, const View<const T, 4, D>& initial) const {
+                                const View<const R, 1, D>& A, const View<const R, 4, D>& initial) const {
     const Index nheads = sizes_.paths * sizes_.nheads;
     const bool per_channel = w.D && w.D.extent(0) != nheads;
     ssd::Inputs<T, D> scan{
@@ -355,13 +357,14 @@ class Mamba2Core {
   }
 
   Tensor<T, 3, D> run(const Weights& w, const View<const T, 3, D>& zxbcdt, const View<T, 3, D>& conv_out, Saved* saved,
-                      const State* from, const View<T, 4, D>& final_state) const {
+                      const State* from, const View<R, 4, D>& final_state) const {
     const auto& s = sizes_;
     const Index batch = zxbcdt.extent(0), length = zxbcdt.extent(1);
     const Cut<const T> in(s, zxbcdt);
     auto gated = Tensor<T, 3, D>::uninitialized(Extents{batch, length, s.paths * s.width()});
     const auto out = gated.template slice<2>(s.paths * s.d_mlp, s.paths * s.width());
-    if (s.d_mlp > 0) gate(in.z0, in.x0, gated.template slice<2>(0, s.paths * s.d_mlp));
+    if (s.d_mlp > 0)  // the gated MLP beside the scan
+      swiglu::forward(swiglu::Inputs<T, D>{.x = in.x0, .z = in.z0}, gated.template slice<2>(0, s.paths * s.d_mlp));
     {
       causal_conv1d::Inputs<T, D> convolution{.x = in.xBC, .weight = w.conv_weight, .bias = w.conv_bias};
       if (from != nullptr) convolution.initial_state = from->conv_state.template slice<2>(1, s.d_conv);
@@ -397,7 +400,8 @@ class Mamba2Core {
     const Cut<const T> in(s, zxbcdt);
     auto gated = Tensor<T, 3, D>::uninitialized(Extents{batch, length, s.paths * s.width()});
     const auto out = gated.template slice<2>(s.paths * s.d_mlp, s.paths * s.width());
-    if (s.d_mlp > 0) gate(in.z0, in.x0, gated.template slice<2>(0, s.paths * s.d_mlp));
+    if (s.d_mlp > 0)  // the gated MLP beside the scan
+      swiglu::forward(swiglu::Inputs<T, D>{.x = in.x0, .z = in.z0}, gated.template slice<2>(0, s.paths * s.d_mlp));
     auto conv_out = Tensor<T, 3, D>::uninitialized(in.xBC.extents());
     causal_conv1d::step(causal_conv1d::StepInputs<T, D>{.x = in.xBC, .weight = w.conv_weight, .bias = w.conv_bias},
                         state.conv_state.view(), conv_options(), conv_out.view());
@@ -417,26 +421,6 @@ class Mamba2Core {
               state.ssm_state.view(), scan_options(), y);
     if (w.norm_weight) normalize(w, y, in.z, out, nullptr);
     return gated;
-  }
-
-  /// The gated MLP beside the scan: out = silu(z) x.
-  static void gate(const View<const T, 3, D>& z, const View<const T, 3, D>& x, const View<T, 3, D>& out) {
-    const Index length = z.extent(1);
-    parallel_for(z.extent(0) * length, [&](Index row) {
-      const Index b = row / length, t = row % length;
-      for (Index c = 0; c < z.extent(2); ++c) out(b, t, c) = silu(z(b, t, c)) * x(b, t, c);
-    });
-  }
-  static void gate_backward(const View<const T, 3, D>& z, const View<const T, 3, D>& x, const View<const T, 3, D>& dout,
-                            const View<T, 3, D>& dz, const View<T, 3, D>& dx) {
-    const Index length = z.extent(1);
-    parallel_for(z.extent(0) * length, [&](Index row) {
-      const Index b = row / length, t = row % length;
-      for (Index c = 0; c < z.extent(2); ++c) {
-        dz(b, t, c) = dout(b, t, c) * x(b, t, c) * silu_derivative(z(b, t, c));
-        dx(b, t, c) = dout(b, t, c) * silu(z(b, t, c));
-      }
-    });
   }
 
   Mamba2Sizes sizes_;

@@ -2,11 +2,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <algorithm>    // std::copy_n, std::find
+#include <algorithm>    // std::find
 #include <array>        // std::array
 #include <memory>       // std::shared_ptr
+#include <optional>     // std::optional
 #include <string>       // std::string
 #include <string_view>  // std::string_view
+#include <type_traits>  // std::conditional_t
+#include <utility>      // std::as_const
 #include <vector>       // std::vector
 
 #include "diffmamba/tensor/copy.hpp"
@@ -17,20 +20,32 @@ namespace diffmamba {
 /// Whether AdamW's weight decay applies: not to A_log, D, dt_bias, norms, biases and lambda.
 enum class Decay { yes, no };
 
-/// The memory of a parameter whatever its rank: values, gradients, and who owns them. It has none before it is asked
-/// for, so that a model which binds its parameters into one flat arena allocates only that, and a model which only
-/// infers never has gradients. Not thread-safe until both exist.
+/// The memory of a parameter whatever its rank. T is the type of sums, in which parameters are trained: the masters and
+/// their gradients have it. Where operators read a 16-bit type instead there is a `shadow` too, the masters rounded,
+/// which whoever writes masters renews (copy_from does, and the optimizer, in the same launch).
+///
+/// It has no memory before it is asked for, so that a model which binds its parameters into one flat arena allocates
+/// only that, and a model which only infers never has gradients. Not thread-safe until all exist.
 template <class T, Device DeviceType = cpu>
 class ParameterMemory {
+  static_assert(std::is_same_v<T, float> || std::is_same_v<T, double>, "parameters are trained in float or double");
+
  public:
   using value_type = T;
   using device_type = DeviceType;
 
   ParameterMemory() = default;
-  ParameterMemory(Index size, Decay decay) : size_(size), decay_(decay) {}
+  /// `shadow`: the 16-bit type that operators read, or nothing where they read the masters.
+  ParameterMemory(Index size, Decay decay, std::optional<Dtype> shadow = {})
+      : size_(size), decay_(decay), shadow_dtype_(shadow) {}
   /// Copies are deep and stand alone; they take the values, not the gradients.
-  ParameterMemory(const ParameterMemory& other) : size_(other.size_), decay_(other.decay_) {
-    if (other.value_ != nullptr) std::copy_n(other.value_, size_, value_data());
+  ParameterMemory(const ParameterMemory& other)
+      : size_(other.size_), decay_(other.decay_), shadow_dtype_(other.shadow_dtype_), released_(other.released_) {
+    if (other.master_ != nullptr) {
+      allocate<T>(master_owner_, master_);
+      copy_elements(DeviceType{}, other.master_, master_, size_);
+    }
+    if (other.shadow_ != nullptr) copy_shadow(other, allocate_shadow());
   }
   ParameterMemory(ParameterMemory&&) noexcept = default;
   ParameterMemory& operator=(const ParameterMemory& other) { return *this = ParameterMemory(other); }
@@ -39,107 +54,253 @@ class ParameterMemory {
   Index size() const { return size_; }
   Decay decay() const { return decay_; }
   void set_decay(Decay decay) { decay_ = decay; }
+  std::optional<Dtype> shadow_dtype() const { return shadow_dtype_; }
 
-  bool has_value() const { return value_ != nullptr; }
+  bool has_value() const { return master_ != nullptr || (released_ && shadow_ != nullptr); }
   bool has_gradient() const { return gradient_ != nullptr; }
 
-  /// The values; zeros of its own if there were none.
+  /// The masters; zeros of its own (shadow included) if there were none. Who writes here calls refresh_shadow.
   T* value_data() {
-    if (value_ == nullptr) allocate(value_owner_, value_);
-    return value_;
+    require_masters();
+    if (master_ == nullptr) {
+      allocate<T>(master_owner_, master_);
+      if (shadow_dtype_) allocate_shadow();
+    }
+    return master_;
   }
   /// Throws Error where nothing was ever written: a module that was not initialised or loaded.
   const T* value_data() const {
-    require(value_ != nullptr, "parameter: it has no values yet; initialize(module, Philox{seed}) or load them first");
-    return value_;
+    require_masters();
+    require(master_ != nullptr, no_values);
+    return master_;
+  }
+  /// What operators of the 16-bit type S read.
+  template <class S>
+  const S* shadow_data() const {
+    require(shadow_dtype_ == dtype_of<S>, "parameter: it has no shadow of this type");
+    require(shadow_ != nullptr, no_values);
+    return static_cast<const S*>(shadow_);
   }
   /// The gradients; zeros of its own if there were none.
   T* gradient_data() {
-    if (gradient_ == nullptr) allocate(gradient_owner_, gradient_);
+    require_masters();
+    if (gradient_ == nullptr) allocate<T>(gradient_owner_, gradient_);
     return gradient_;
   }
   /// Null if there are none.
   const T* gradient_data() const { return gradient_; }
 
+  /// Takes elements from `offset` on, of any type and from any device, and renews the shadow.
+  template <class U, int Rank, Device From>
+  void write(const View<U, Rank, From>& from, Index offset) {
+    if (released_) {
+      with_shadow(*this, [&](auto* shadow) {
+        copy(from, View<std::remove_pointer_t<decltype(shadow)>, Rank, DeviceType>(shadow + offset, from.extents()));
+      });
+      return;
+    }
+    copy(from, View<T, Rank, DeviceType>(value_data() + offset, from.extents()));
+    refresh_shadow(offset, from.size());
+  }
+  /// Elements from `offset` on, on the host. Without masters those of the shadow, widened.
+  template <int Rank>
+  void read(Index offset, const View<T, Rank, cpu>& to) const {
+    if (released_)
+      with_shadow(*this, [&](const auto* shadow) {
+        using S = std::remove_cvref_t<decltype(*shadow)>;
+        copy(View<const S, Rank, DeviceType>(shadow + offset, to.extents()), to);
+      });
+    else
+      copy(View<const T, Rank, DeviceType>(value_data() + offset, to.extents()), to);
+  }
+  template <int Rank>
+  void read_gradient(Index offset, const View<T, Rank, cpu>& to) const {
+    copy(View<const T, Rank, DeviceType>(gradient_ + offset, to.extents()), to);
+  }
+  /// Rounds masters into the shadow, where there is one.
+  void refresh_shadow() { refresh_shadow(0, size_); }
+
   /// Moves the values (if there are any) into memory that `owner` keeps alive.
-  void bind_value(T* data, std::shared_ptr<void> owner) { move_to(data, std::move(owner), value_owner_, value_); }
+  void bind_value(T* data, std::shared_ptr<void> owner) { move_to(data, std::move(owner), master_owner_, master_); }
   void bind_gradient(T* data, std::shared_ptr<void> owner) {
     move_to(data, std::move(owner), gradient_owner_, gradient_);
   }
+  template <class S>
+  void bind_shadow(S* data, std::shared_ptr<void> owner) {
+    if (shadow_dtype_ != dtype_of<S>) return;
+    S* before = static_cast<S*>(shadow_);
+    move_to(data, std::move(owner), shadow_owner_, before);
+    shadow_ = data;
+  }
+  /// For a model that only infers: no gradients, and no masters where there is a shadow; other values move to memory of
+  /// their own. It cannot be trained any more.
+  void release_masters() {
+    gradient_ = nullptr;
+    gradient_owner_.reset();
+    if (shadow_dtype_) {
+      require(shadow_ != nullptr, no_values);
+      released_ = true;
+      master_ = nullptr;
+      master_owner_.reset();
+    } else if (master_ != nullptr) {
+      auto own = std::make_shared<Tensor<T, 1, DeviceType>>(Tensor<T, 1, DeviceType>::uninitialized(Extents<1>(size_)));
+      T* data = own->data();
+      bind_value(data, std::move(own));
+    }
+  }
+  bool masters_released() const { return released_; }
 
  private:
-  void allocate(std::shared_ptr<void>& owner, T*& data) const {
-    auto tensor = std::make_shared<Tensor<T, 1, DeviceType>>(Extents<1>(size_));
+  static constexpr const char* no_values =
+      "parameter: it has no values yet; initialize(module, Philox{seed}) or load them first";
+
+  void require_masters() const {
+    require(!released_, "parameter: its masters were released for inference; it cannot be trained any more");
+  }
+  template <class E>
+  void allocate(std::shared_ptr<void>& owner, E*& data) const {
+    auto tensor = std::make_shared<Tensor<E, 1, DeviceType>>(Extents<1>(size_));
     data = tensor->data();
     owner = std::move(tensor);
   }
-  void move_to(T* data, std::shared_ptr<void> owner, std::shared_ptr<void>& old_owner, T*& old_data) const {
-    if (old_data != nullptr && old_data != data) std::copy_n(old_data, size_, data);
+  template <class E>
+  void move_to(E* data, std::shared_ptr<void> owner, std::shared_ptr<void>& old_owner, E*& old_data) const {
+    if (old_data != nullptr && old_data != data) copy_elements(DeviceType{}, old_data, data, size_);
     old_data = data;
     old_owner = std::move(owner);
   }
+  /// f(pointer) with the shadow's type, const or not as `self` is.
+  template <class Self, class F>
+  static void with_shadow(Self& self, F&& f) {
+    using Bfloat16 = std::conditional_t<std::is_const_v<Self>, const bfloat16, bfloat16>;
+    using Half = std::conditional_t<std::is_const_v<Self>, const half, half>;
+    if (self.shadow_dtype_ == Dtype::bfloat16)
+      f(static_cast<Bfloat16*>(self.shadow_));
+    else if (self.shadow_dtype_ == Dtype::float16)
+      f(static_cast<Half*>(self.shadow_));
+  }
+  void* allocate_shadow() {
+    with_shadow(*this, [&](auto* data) {
+      allocate(shadow_owner_, data);
+      shadow_ = data;
+    });
+    return shadow_;
+  }
+  static void copy_shadow(const ParameterMemory& from, void* to) {
+    with_shadow(from, [&](const auto* data) {
+      copy_elements(DeviceType{}, data, static_cast<std::remove_cvref_t<decltype(*data)>*>(to), from.size_);
+    });
+  }
+  void refresh_shadow(Index offset, Index count) {
+    with_shadow(*this, [&](auto* shadow) {
+      using S = std::remove_pointer_t<decltype(shadow)>;
+      copy(View<const T, 1, DeviceType>(value_data() + offset, Extents<1>{count}),
+           View<S, 1, DeviceType>(shadow + offset, Extents<1>{count}));
+    });
+  }
 
-  T* value_ = nullptr;
+  T* master_ = nullptr;
   T* gradient_ = nullptr;
-  std::shared_ptr<void> value_owner_, gradient_owner_;
+  void* shadow_ = nullptr;
+  std::shared_ptr<void> master_owner_, gradient_owner_, shadow_owner_;
   Index size_ = 0;
   Decay decay_ = Decay::yes;
+  std::optional<Dtype> shadow_dtype_;
+  bool released_ = false;
 };
+
+namespace detail {
+/// What stands between an operator and the masters: nothing, or a shadow of its 16-bit type.
+template <class T>
+std::optional<Dtype> shadow_of() {
+  if constexpr (std::is_same_v<T, accumulate_t<T>>)
+    return std::nullopt;
+  else
+    return dtype_of<T>;
+}
+}  // namespace detail
 
 /// A weight and its gradient, dense and row-major. A default-constructed one is absent (a bias that is switched off).
 ///
 ///   dm::Parameter<float, 2> weight({64, 256});
 ///   weight.value()(3, 5) = 1.0f;                     // View<float, 2>
 ///   weight.gradient();                               // the same shape, zero until a backward pass adds to it
+///
+/// T is the type that operators read: value() has it. Masters and gradients are of the type of sums, so that with a
+/// 16-bit T value() is read-only, `master()` what is trained, and refresh_shadow() makes the one of the other.
 template <class T, int Rank, Device DeviceType = cpu>
-class Parameter : public ParameterMemory<T, DeviceType> {
-  using Memory = ParameterMemory<T, DeviceType>;
+class Parameter : public ParameterMemory<accumulate_t<T>, DeviceType> {
+  using R = accumulate_t<T>;
+  using Memory = ParameterMemory<R, DeviceType>;
+  static constexpr bool shadowed = !std::is_same_v<T, R>;
 
  public:
+  using compute_type = T;  // value_type is that of the masters
   static constexpr int rank = Rank;
 
   Parameter() = default;
   explicit Parameter(const Extents<Rank>& extents, Decay decay = Decay::yes)
-      : Memory(extents.size(), decay), extents_(extents), present_(true) {}
+      : Memory(extents.size(), decay, detail::shadow_of<T>()), extents_(extents), present_(true) {}
 
   explicit operator bool() const { return present_; }
   const Extents<Rank>& extents() const { return extents_; }
   Index extent(int axis) const { return extents_[axis]; }
 
   /// An absent parameter gives an absent view, which is how operators take what may be left out.
-  View<T, Rank, DeviceType> value() {
+  View<std::conditional_t<shadowed, const T, T>, Rank, DeviceType> value() {
     if (!present_) return {};
-    return {this->value_data(), extents_};
+    if constexpr (shadowed) {
+      if (!this->has_value()) this->value_data();
+      return std::as_const(*this).value();
+    } else {
+      return {this->value_data(), extents_};
+    }
   }
   View<const T, Rank, DeviceType> value() const {
     if (!present_) return {};
+    if constexpr (shadowed)
+      return {this->template shadow_data<T>(), extents_};
+    else
+      return {this->value_data(), extents_};
+  }
+  View<R, Rank, DeviceType> master() {
+    if (!present_) return {};
     return {this->value_data(), extents_};
   }
-  View<T, Rank, DeviceType> gradient() {
+  View<R, Rank, DeviceType> gradient() {
     if (!present_) return {};
     return {this->gradient_data(), extents_};
   }
-  View<const T, Rank, DeviceType> gradient() const {
+  View<const R, Rank, DeviceType> gradient() const {
     if (!present_ || !this->has_gradient()) return {};
     return {this->gradient_data(), extents_};
   }
 
   // What visit(f) hands out has these too, whether it is a Parameter or a ParameterPart.
 
-  /// Takes the values of a tensor of this shape, of any element type. Throws Error if the shapes differ.
-  template <class U>
-  void copy_from(const View<U, Rank, DeviceType>& from) {
-    copy(from, value());
+  /// Takes the values of a tensor of this shape, of any element type, from the host or the same device. Throws Error if
+  /// the shapes differ.
+  template <class U, Device From>
+  void copy_from(const View<U, Rank, From>& from) {
+    require(from.extents() == extents_, "parameter: copy_from a tensor ", from.extents(), " to one ", extents_);
+    this->write(from, 0);
   }
-  template <class U>
-  void copy_from(const Tensor<U, Rank, DeviceType>& from) {
+  template <class U, Device From>
+  void copy_from(const Tensor<U, Rank, From>& from) {
     copy_from(from.view());
   }
-  Tensor<T, Rank, DeviceType> to_tensor() const { return diffmamba::to_tensor(value()); }
+  /// The masters, on the host.
+  Tensor<R, Rank> to_tensor() const {
+    auto result = Tensor<R, Rank>::uninitialized(extents_);
+    this->read(0, result.view());
+    return result;
+  }
   /// Zeros if there is no gradient.
-  Tensor<T, Rank, DeviceType> gradient_to_tensor() const {
-    if (!this->has_gradient()) return Tensor<T, Rank, DeviceType>(extents_);
-    return diffmamba::to_tensor(gradient());
+  Tensor<R, Rank> gradient_to_tensor() const {
+    if (!this->has_gradient()) return Tensor<R, Rank>(extents_);
+    auto result = Tensor<R, Rank>::uninitialized(extents_);
+    this->read_gradient(0, result.view());
+    return result;
   }
   Memory& memory() { return *this; }
   const Memory& memory() const { return *this; }
@@ -183,24 +344,25 @@ class ParameterPart {
   Decay decay() const { return memory_->decay(); }
   Memory& memory() const { return *memory_; }
 
-  template <class U>
-  void copy_from(const View<U, Rank, device_type>& from) {
+  template <class U, Device From>
+  void copy_from(const View<U, Rank, From>& from) {
     require(from.extents() == extents_, "parameter: copy_from a tensor ", from.extents(), " to one ", extents_);
     Index row = 0;
-    for_each_block([&](const RowBlock& block, const Extents<Rank>& shape) {
-      copy(from.template slice<0>(row, row + block.rows),
-           View<T, Rank, device_type>(memory_->value_data() + block.offset, shape));
+    for_each_block([&](const RowBlock& block, const Extents<Rank>&) {
+      memory_->write(from.template slice<0>(row, row + block.rows), block.offset);
       row += block.rows;
     });
   }
-  template <class U>
-  void copy_from(const Tensor<U, Rank, device_type>& from) {
+  template <class U, Device From>
+  void copy_from(const Tensor<U, Rank, From>& from) {
     copy_from(from.view());
   }
-  Tensor<T, Rank, device_type> to_tensor() const { return gather(std::as_const(*memory_).value_data()); }
-  Tensor<T, Rank, device_type> gradient_to_tensor() const {
-    if (!memory_->has_gradient()) return Tensor<T, Rank, device_type>(extents_);
-    return gather(std::as_const(*memory_).gradient_data());
+  Tensor<T, Rank> to_tensor() const {
+    return gather([&](Index offset, const View<T, Rank>& to) { std::as_const(*memory_).read(offset, to); });
+  }
+  Tensor<T, Rank> gradient_to_tensor() const {
+    if (!memory_->has_gradient()) return Tensor<T, Rank>(extents_);
+    return gather([&](Index offset, const View<T, Rank>& to) { memory_->read_gradient(offset, to); });
   }
 
  private:
@@ -212,12 +374,12 @@ class ParameterPart {
       f(blocks_[static_cast<std::size_t>(i)], shape);
     }
   }
-  Tensor<T, Rank, device_type> gather(const T* data) const {
-    auto result = Tensor<T, Rank, device_type>::uninitialized(extents_);
+  template <class Read>
+  Tensor<T, Rank> gather(Read&& read) const {
+    auto result = Tensor<T, Rank>::uninitialized(extents_);
     Index row = 0;
-    for_each_block([&](const RowBlock& block, const Extents<Rank>& shape) {
-      copy(View<const T, Rank, device_type>(data + block.offset, shape),
-           result.template slice<0>(row, row + block.rows));
+    for_each_block([&](const RowBlock& block, const Extents<Rank>&) {
+      read(block.offset, result.template slice<0>(row, row + block.rows));
       row += block.rows;
     });
     return result;
@@ -251,6 +413,17 @@ auto path_of(ParameterType& parameter, Index path, Index paths, const Extents<Ra
   return ParameterPart<Memory, Rank>(parameter.memory(), extents, blocks);
 }
 
+/// Whatever visit(f) hands out, as a part: something that can be kept while the module lives.
+template <class T, int Rank, Device DeviceType>
+auto part_of(const Parameter<T, Rank, DeviceType>& parameter) {
+  using Memory = const ParameterMemory<accumulate_t<T>, DeviceType>;
+  return ParameterPart<Memory, Rank>(parameter.memory(), parameter.extents(), 0);
+}
+template <class Memory, int Rank>
+auto part_of(const ParameterPart<Memory, Rank>& part) {
+  return part;
+}
+
 /// What every module inherits, `struct MyMixer : Module<MyMixer>`: it names its parameters once, in
 ///
 ///   template <class Self, class F>
@@ -279,9 +452,10 @@ class Module {
   }
   void zero_gradients() {
     visit([](std::string_view, auto& parameter) {
+      using Memory = std::remove_cvref_t<decltype(parameter.memory())>;
       if (auto& memory = parameter.memory(); memory.has_gradient())
-        std::fill_n(memory.gradient_data(), memory.size(),
-                    typename std::remove_cvref_t<decltype(memory)>::value_type{});
+        fill_elements(typename Memory::device_type{}, memory.gradient_data(), memory.size(),
+                      typename Memory::value_type{});
     });
   }
 };
@@ -297,22 +471,32 @@ auto prefixed(std::string prefix, F& f) {
 }
 
 /// All parameters of a module in one dense array of values and one of gradients, each parameter aligned to 64 bytes,
-/// what lies between them zero: for the optimizer, the global norm, checkpoints and all-reduce. The module's parameters
-/// keep the arrays alive.
+/// what lies between them zero: for the optimizer, the global norm, checkpoints and all-reduce. T is the type of
+/// activations; with a 16-bit one, values and gradients are float and a third array of the same layout holds the
+/// shadows, of those parameters that have one. The module's parameters keep the arrays alive.
 template <class T, Device DeviceType = cpu>
 struct FlatParameters {
+  using R = accumulate_t<T>;
   struct Segment {
     Index offset, size;  // in elements
     Decay decay;
   };
   std::vector<Segment> segments;
   Index size = 0;
-  std::shared_ptr<Tensor<T, 1, DeviceType>> value_memory, gradient_memory;
+  std::shared_ptr<Tensor<R, 1, DeviceType>> value_memory, gradient_memory;
+  std::shared_ptr<Tensor<T, 1, DeviceType>> shadow_memory;
 
-  View<T, 1, DeviceType> values() const { return value_memory->view(); }
+  /// The masters. Absent once they were released.
+  View<R, 1, DeviceType> values() const { return value_memory ? value_memory->view() : View<R, 1, DeviceType>{}; }
   /// Absent before bind_gradients.
-  View<T, 1, DeviceType> gradients() const {
-    return gradient_memory ? gradient_memory->view() : View<T, 1, DeviceType>{};
+  View<R, 1, DeviceType> gradients() const {
+    return gradient_memory ? gradient_memory->view() : View<R, 1, DeviceType>{};
+  }
+  /// The masters rounded, for operators of a 16-bit T; else absent.
+  View<T, 1, DeviceType> shadows() const { return shadow_memory ? shadow_memory->view() : View<T, 1, DeviceType>{}; }
+  /// After the masters were written: one pass over all of them.
+  void refresh_shadows() const {
+    if (shadow_memory && value_memory) copy(View<const R, 1, DeviceType>(values()), shadows());
   }
 };
 
@@ -321,7 +505,8 @@ namespace detail {
 /// paths of a differential mixer, a tied weight) is one piece of memory.
 template <class ModuleType>
 auto stored_parameters(ModuleType& module) {
-  std::vector<ParameterMemory<typename ModuleType::value_type, typename ModuleType::device_type>*> found;
+  using R = accumulate_t<typename ModuleType::value_type>;
+  std::vector<ParameterMemory<R, typename ModuleType::device_type>*> found;
   module.visit([&](std::string_view, auto& parameter) {
     auto* memory = &parameter.memory();
     if (std::find(found.begin(), found.end(), memory) == found.end()) found.push_back(memory);
@@ -330,22 +515,30 @@ auto stored_parameters(ModuleType& module) {
 }
 }  // namespace detail
 
-/// Moves all parameters of a module into one flat array of values: the first visit adds up the sizes, the second moves
-/// the values there.
+/// Moves all parameters of a module into one flat array of values (and one of shadows): the first visit adds up the
+/// sizes, the second moves the values there.
 template <class ModuleType>
 auto bind(ModuleType& module) {
   using T = typename ModuleType::value_type;
   using D = typename ModuleType::device_type;
-  constexpr Index unit = static_cast<Index>(64 / sizeof(T));
+  using R = accumulate_t<T>;
+  constexpr Index unit = static_cast<Index>(64 / sizeof(R));
   const auto parameters = detail::stored_parameters(module);
   FlatParameters<T, D> flat;
+  bool released = false;
   for (const auto* parameter : parameters) {
     flat.segments.push_back({flat.size, parameter->size(), parameter->decay()});
     flat.size += tiles_of(parameter->size(), unit) * unit;
+    released |= parameter->masters_released();
   }
-  flat.value_memory = std::make_shared<Tensor<T, 1, D>>(Extents<1>(flat.size));
-  for (std::size_t i = 0; i < parameters.size(); ++i)
+  if (released) return flat;  // a model that only infers: its parameters stay where they are
+  flat.value_memory = std::make_shared<Tensor<R, 1, D>>(Extents<1>(flat.size));
+  if constexpr (!std::is_same_v<T, R>) flat.shadow_memory = std::make_shared<Tensor<T, 1, D>>(Extents<1>(flat.size));
+  for (std::size_t i = 0; i < parameters.size(); ++i) {
     parameters[i]->bind_value(flat.value_memory->data() + flat.segments[i].offset, flat.value_memory);
+    if constexpr (!std::is_same_v<T, R>)
+      parameters[i]->bind_shadow(flat.shadow_memory->data() + flat.segments[i].offset, flat.shadow_memory);
+  }
   return flat;
 }
 
@@ -356,9 +549,23 @@ void bind_gradients(ModuleType& module, FlatParameters<T, DeviceType>& flat) {
   const auto parameters = detail::stored_parameters(module);
   require(parameters.size() == flat.segments.size(), "bind_gradients: the module has ", parameters.size(),
           " parameters, bind saw ", flat.segments.size());
-  flat.gradient_memory = std::make_shared<Tensor<T, 1, DeviceType>>(Extents<1>(flat.size));
+  require(bool(flat.value_memory),
+          "bind_gradients: the masters were released for inference; the module cannot be "
+          "trained any more");
+  flat.gradient_memory = std::make_shared<Tensor<accumulate_t<T>, 1, DeviceType>>(Extents<1>(flat.size));
   for (std::size_t i = 0; i < parameters.size(); ++i)
     parameters[i]->bind_gradient(flat.gradient_memory->data() + flat.segments[i].offset, flat.gradient_memory);
+}
+
+/// For a model that only infers: gives up gradients, and the masters of all parameters that have a 16-bit shadow.
+/// Training it any further throws; to_tensor widens the shadow.
+template <class ModuleType, class T, Device DeviceType>
+void release_masters(ModuleType& module, FlatParameters<T, DeviceType>& flat) {
+  if constexpr (!std::is_same_v<T, accumulate_t<T>>) {
+    for (auto* parameter : detail::stored_parameters(module)) parameter->release_masters();
+    flat.value_memory.reset();
+    flat.gradient_memory.reset();
+  }
 }
 
 /// A required option: leaving it out does not compile. `struct Options { Required<Index> d_model; ... };`

@@ -5,6 +5,9 @@
 #include <utility>  // std::pair
 
 #include "diffmamba/nn/projected_mixer.hpp"
+#include "diffmamba/nn/scan_parts.hpp"  // add_to
+#include "diffmamba/ops/fold_difference/fold_difference_backward.hpp"
+#include "diffmamba/ops/fold_difference/fold_difference_forward.hpp"
 #include "diffmamba/ops/matmul/matmul_forward.hpp"
 
 // The two paths m1 and m2 of a differential mixer.
@@ -26,6 +29,7 @@ class PathsAsOne {
   using Inner = typename MixerType::Inner;
   using T = typename MixerType::value_type;
   using D = typename MixerType::device_type;
+  using R = accumulate_t<T>;
   using State = typename Inner::State;
   using Pair = std::pair<Tensor<T, 3, D>, Tensor<T, 3, D>>;
   static constexpr bool as_one = true;
@@ -38,50 +42,53 @@ class PathsAsOne {
 
   explicit PathsAsOne(const typename MixerType::Options& options)
       : inner_(options, 2), width_(width_of(inner_)), weight_(Extents{Index{2}, inner_.d_model(), width_}) {
-    if (inner_.bias()) bias_ = Parameter<T, 2, D>(Extents{Index{2}, inner_.d_model()}, Decay::no);
+    if (inner_.bias()) bias_ = Parameter<R, 2, D>(Extents{Index{2}, inner_.d_model()}, Decay::no);
   }
 
   Index d_model() const { return inner_.d_model(); }
 
   void initialize(Philox random, const Initialization& how) {
     inner_.initialize(random, how);
-    for (Index path = 0; path < 2; ++path) {
-      const Philox draw = random.child(1).child(static_cast<std::uint64_t>(path));
-      fill_linear(weight_.value().template select<0>(path), width_, draw.child(0), how.residual_scale);
-      if (!bias_) continue;
-      if (how.zero_biases)
-        bias_.value();  // zeros
-      else
-        fill_linear(bias_.value().template select<0>(path), width_, draw.child(1));
-    }
+    const auto draw_paths = [&](auto& parameter, std::uint64_t number, double scale) {
+      draw_parameter(parameter, [&](auto& values) {
+        for (Index path = 0; path < 2; ++path)
+          fill_linear(values.template select<0>(path), width_,
+                      random.child(1).child(static_cast<std::uint64_t>(path)).child(number), scale);
+      });
+    };
+    draw_paths(weight_, 0, how.residual_scale);
+    if (bias_ && !how.zero_biases) draw_paths(bias_, 1, 1.0);
+    if (bias_ && how.zero_biases) fill_zeros(bias_);
   }
 
   /// scale * (m1(x) - lambda m2(x))
-  Tensor<T, 3, D> difference(Tensor<T, 3, D> x, const View<const T, 1, D>& lambda, double scale, Saved& saved) const {
+  Tensor<T, 3, D> difference(Tensor<T, 3, D> x, const View<const R, 1, D>& lambda, double scale, Saved& saved) const {
     saved.x = std::move(x);
     saved.gated = inner_.forward(std::as_const(saved.x), saved.inner);
     return difference_of(saved.gated, lambda, scale);
   }
-  Tensor<T, 3, D> difference(const View<const T, 3, D>& x, const View<const T, 1, D>& lambda, double scale,
+  Tensor<T, 3, D> difference(const View<const T, 3, D>& x, const View<const R, 1, D>& lambda, double scale,
                              State* state) const {
     return difference_of(inner_.forward(x, state), lambda, scale);
   }
   /// dx; adds dL/dlambda to dlambda and the gradients of the weights to theirs.
-  Tensor<T, 3, D> difference_backward(const View<const T, 3, D>& dout, const View<const T, 1, D>& lambda, double scale,
-                                      Saved& saved, const View<T, 1, D>& dlambda) {
+  Tensor<T, 3, D> difference_backward(const View<const T, 3, D>& dout, const View<const R, 1, D>& lambda, double scale,
+                                      Saved& saved, const View<R, 1, D>& dlambda) {
     require(bool(saved.gated), "backward without a forward before it; every Saved serves once");
     auto dgated = Tensor<T, 3, D>::uninitialized(saved.gated.extents());
     {
-      const auto weight = folded_weight(lambda, scale);
-      const auto bias = folded_bias(lambda, scale);
-      auto dweight = Tensor<T, 2, D>::uninitialized(weight.extents());
-      Tensor<T, 1, D> dbias;
-      if (bias) dbias = Tensor<T, 1, D>(bias.extents());
-      linear::backward(
-          linear::Inputs<T, D>{.x = as_rows(std::as_const(saved.gated)), .weight = weight, .bias = bias},
-          Rows<T, D>(dout).view(),
-          linear::GradientViews<T, D>{.dx = as_rows(dgated), .dweight = dweight.view(), .dbias = dbias.view()});
-      unfold(dweight, dbias, lambda, scale, dlambda);
+      const auto in = fold_inputs(lambda);
+      const auto options = fold_difference::options_of(scale, inner_.roles());
+      const Folded folded(in, options);
+      auto dweight = Tensor<R, 2, D>::uninitialized(folded.weight.extents());
+      Tensor<R, 1, D> dbias;
+      if (bias_) dbias = Tensor<R, 1, D>::uninitialized(folded.bias.extents());
+      linear::backward(folded.inputs(saved.gated), Rows<T, D>(dout).view(),
+                       linear::GradientViews<T, D>{.dx = as_rows(dgated), .dweight = dweight, .dbias = dbias});
+      Workspace<D> workspace(fold_difference::workspace_bytes(in));
+      fold_difference::backward(in, options, {.dweight = dweight.view(), .dbias = std::as_const(dbias).view()},
+                                {.dweight = weight_.gradient(), .dbias = bias_.gradient(), .dlambda = dlambda},
+                                workspace, GradientMode::add);
     }
     saved.gated = {};
     auto dx = inner_.backward(saved.x, dgated, saved.inner);
@@ -107,7 +114,7 @@ class PathsAsOne {
       const auto& dy = rows.view();
       const auto weight = std::as_const(weight_).value().template select<0>(path);
       const auto dweight = weight_.gradient().template select<0>(path);
-      View<T, 1, D> dbias;
+      View<R, 1, D> dbias;
       if (bias_) dbias = bias_.gradient().template select<0>(path);
       for_roles(path, [&](Index from, Index to, Index at) {
         const linear::Inputs<T, D> in{.x = as_rows(std::as_const(saved.gated).template slice<2>(at, at + to - from)),
@@ -115,7 +122,7 @@ class PathsAsOne {
         linear::backward(in, dy,
                          linear::GradientViews<T, D>{.dx = as_rows(dgated.template slice<2>(at, at + to - from)),
                                                      .dweight = dweight.template slice<1>(from, to),
-                                                     .dbias = from == 0 ? dbias : View<T, 1, D>{}},
+                                                     .dbias = from == 0 ? dbias : View<R, 1, D>{}},
                          GradientMode::add);
       });
     }
@@ -151,76 +158,29 @@ class PathsAsOne {
       before += size;
     }
   }
-  static T factor(Index path, const View<const T, 1, D>& lambda, double scale, Index row) {
-    const T s = static_cast<T>(scale);
-    return path == 0 ? s : -s * lambda(lambda.extent(0) == 1 ? 0 : row);
-  }
 
-  /// scale * [W1 | -lambda W2], its columns in the order of the gated tensor.
-  Tensor<T, 2, D> folded_weight(const View<const T, 1, D>& lambda, double scale) const {
-    const Index d = inner_.d_model();
-    const auto weight = weight_.value();
-    auto result = Tensor<T, 2, D>::uninitialized(Extents{d, 2 * width_});
-    parallel_for(tiles_of(d, row_tile), [&](Index tile) {
-      for (Index row = tile * row_tile; row < d && row < (tile + 1) * row_tile; ++row)
-        for (Index path = 0; path < 2; ++path) {
-          const T s = factor(path, lambda, scale, row);
-          for_roles(path, [&](Index from, Index to, Index at) {
-            const T* w = weight.pointer(path, row);
-            T* out = result.data() + row * 2 * width_ + at;
-            for (Index i = from; i < to; ++i) out[i - from] = s * w[i];
-          });
-        }
-    });
-    return result;
+  fold_difference::Inputs<T, D> fold_inputs(const View<const R, 1, D>& lambda) const {
+    return {.weight = weight_.value(), .lambda = lambda, .bias = bias_.value()};
   }
-  Tensor<T, 1, D> folded_bias(const View<const T, 1, D>& lambda, double scale) const {
-    if (!bias_) return {};
-    const auto bias = bias_.value();
-    Tensor<T, 1, D> result(Extents<1>{inner_.d_model()});
-    for (Index row = 0; row < result.size(); ++row)
-      result(row) = factor(0, lambda, scale, row) * bias(0, row) + factor(1, lambda, scale, row) * bias(1, row);
-    return result;
-  }
-  Tensor<T, 3, D> difference_of(const Tensor<T, 3, D>& gated, const View<const T, 1, D>& lambda, double scale) const {
-    const auto weight = folded_weight(lambda, scale);
-    const auto bias = folded_bias(lambda, scale);
-    auto out = Tensor<T, 3, D>::uninitialized(Extents{gated.extent(0), gated.extent(1), inner_.d_model()});
-    linear::forward(linear::Inputs<T, D>{.x = as_rows(gated), .weight = weight, .bias = bias}, as_rows(out));
-    return out;
-  }
-  /// From the gradients of the folded weight and bias to those of W1, W2, their biases and lambda.
-  void unfold(const Tensor<T, 2, D>& dfolded, const Tensor<T, 1, D>& dfolded_bias, const View<const T, 1, D>& lambda,
-              double scale, const View<T, 1, D>& dlambda) {
-    const Index d = inner_.d_model();
-    const auto weight = std::as_const(weight_).value();
-    const auto dweight = weight_.gradient();
-    Tensor<T, 1, D> products(Extents<1>{d});  // sum(W2 * dW_2) of each row
-    parallel_for(tiles_of(d, row_tile), [&](Index tile) {
-      for (Index row = tile * row_tile; row < d && row < (tile + 1) * row_tile; ++row)
-        for (Index path = 0; path < 2; ++path) {
-          const T s = factor(path, lambda, scale, row);
-          T product{};
-          for_roles(path, [&](Index from, Index to, Index at) {
-            const T* w = weight.pointer(path, row);
-            T* dw = dweight.pointer(path, row);
-            const T* df = dfolded.data() + row * 2 * width_ + at;
-            for (Index i = from; i < to; ++i) {
-              product += w[i] * df[i - from];
-              dw[i] += s * df[i - from];
-            }
-          });
-          if (path == 1) products(row) = product;
-        }
-    });
-    for (Index row = 0; row < d; ++row) {
-      if (bias_) {
-        products(row) += std::as_const(bias_).value()(1, row) * dfolded_bias(row);
-        for (Index path = 0; path < 2; ++path)
-          bias_.gradient()(path, row) += factor(path, lambda, scale, row) * dfolded_bias(row);
-      }
-      dlambda(dlambda.extent(0) == 1 ? 0 : row) -= static_cast<T>(scale) * products(row);
+  /// scale * [W1 | -lambda W2], its columns in the order of the gated tensor, and the bias to it.
+  struct Folded {
+    Tensor<T, 2, D> weight;
+    Tensor<R, 1, D> bias;
+
+    Folded(const fold_difference::Inputs<T, D>& in, const fold_difference::Options& options)
+        : weight(Tensor<T, 2, D>::uninitialized(Extents{in.weight.extent(1), 2 * in.weight.extent(2)})) {
+      if (in.bias) bias = Tensor<R, 1, D>::uninitialized(Extents<1>{in.weight.extent(1)});
+      fold_difference::forward(in, options, {.weight = weight, .bias = bias});
     }
+    linear::Inputs<T, D> inputs(const Tensor<T, 3, D>& gated) const {
+      return {.x = as_rows(gated), .weight = weight, .bias = bias};
+    }
+  };
+  Tensor<T, 3, D> difference_of(const Tensor<T, 3, D>& gated, const View<const R, 1, D>& lambda, double scale) const {
+    const Folded folded(fold_inputs(lambda), fold_difference::options_of(scale, inner_.roles()));
+    auto out = Tensor<T, 3, D>::uninitialized(Extents{gated.extent(0), gated.extent(1), inner_.d_model()});
+    linear::forward(folded.inputs(gated), as_rows(out));
+    return out;
   }
   /// gated of one path -> y of this path
   Tensor<T, 3, D> project(const Tensor<T, 3, D>& gated, Index path) const {
@@ -231,7 +191,7 @@ class PathsAsOne {
       const auto x = as_rows(gated.template slice<2>(at, at + to - from));
       const auto w = weight.template slice<1>(from, to);
       if (first) {
-        View<const T, 1, D> bias;
+        View<const R, 1, D> bias;
         if (bias_) bias = bias_.value().template select<0>(path);
         linear::forward(linear::Inputs<T, D>{.x = x, .weight = w, .bias = bias}, as_rows(out));
       } else {
@@ -242,11 +202,10 @@ class PathsAsOne {
     return out;
   }
 
-  static constexpr Index row_tile = 16;
   Inner inner_;
   Index width_;
   Parameter<T, 3, D> weight_;  // (2, d_model, width)
-  Parameter<T, 2, D> bias_;    // (2, d_model), or absent
+  Parameter<R, 2, D> bias_;    // (2, d_model), or absent
 };
 
 /// Two mixers of any kind, called one after the other on the same x: what a mixer of your own becomes that has no
@@ -286,7 +245,7 @@ class PathsAsTwo {
   Tensor<T, 3, D> both_backward(const View<const T, 3, D>& dy1, const View<const T, 3, D>& dy2, Saved& saved) {
     auto dx = m1_.backward(dy1, saved.m1);
     const auto dx2 = m2_.backward(dy2, saved.m2);
-    for (Index i = 0; i < dx.size(); ++i) dx.data()[i] += dx2.data()[i];
+    add_to(dx2.view(), dx.view());
     return dx;
   }
   State make_state(Index batch) const { return {m1_.make_state(batch), m2_.make_state(batch)}; }

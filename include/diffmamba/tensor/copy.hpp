@@ -112,15 +112,15 @@ void copy(From&& from, To&& to) {
     copy(from.view(), to.view());
 }
 
-/// A dense tensor with the elements of a view, of the same or another element type.
-template <class To, class From, int Rank>
-Tensor<To, Rank> to_tensor(const View<From, Rank, cpu>& from) {
-  auto result = Tensor<To, Rank>::uninitialized(from.extents());
+/// A dense tensor with the elements of a view, of the same or another element type, on the same device.
+template <class To, class From, int Rank, Device D>
+Tensor<To, Rank, D> to_tensor(const View<From, Rank, D>& from) {
+  auto result = Tensor<To, Rank, D>::uninitialized(from.extents());
   copy(from, result.view());
   return result;
 }
-template <int Rank, class From>  // Rank first: to_tensor<float>(view) can only mean the one above
-Tensor<std::remove_const_t<From>, Rank> to_tensor(const View<From, Rank, cpu>& from) {
+template <int Rank, class From, Device D>  // Rank first: to_tensor<float>(view) can only mean the one above
+Tensor<std::remove_const_t<From>, Rank, D> to_tensor(const View<From, Rank, D>& from) {
   return to_tensor<std::remove_const_t<From>>(from);
 }
 
