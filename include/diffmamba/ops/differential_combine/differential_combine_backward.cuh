@@ -1,0 +1,191 @@
+// SPDX-FileCopyrightText: 2026 The diffmamba authors
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "diffmamba/ops/differential_combine/differential_combine_forward.cuh"  // detail::DifferenceRow
+
+/// The backward pass of the differential combination on an NVIDIA GPU; differential_combine_backward.hpp derives the
+/// formulas. One launch reads every row once, writes the gradients of the paths and keeps the sums of the parameters
+/// per block; further ones add those up.
+namespace diffmamba::differential_combine {
+namespace detail {
+
+// CUDA kernels
+// --------------------------------------------------------------------------------------------------------
+
+/// sums: of lambda (one for each channel), norm_weight, subln_weight. one_lambda: a number for each block, or null.
+template <class Shape, class T>
+__global__ void __launch_bounds__(Shape::threads)
+    combine_backward_kernel(const __grid_constant__ Inputs<T, cuda> in, const accumulate_t<T>* saved_rstd,
+                            const __grid_constant__ OutputGradients<T, cuda> upstream,
+                            const __grid_constant__ GradientViews<T, cuda> gradients,
+                            const __grid_constant__ LineSums<accumulate_t<T>, 3> sums, accumulate_t<T>* one_lambda,
+                            double scale_given) {
+  using A = accumulate_t<T>;
+  constexpr int Unit = Shape::Unit;
+  const Index length = in.y1.extent(1), rows = in.y1.extent(0) * length;
+  const int channels = static_cast<int>(in.y1.extent(2));
+  const bool several = Shape::cut(channels), before = bool(in.norm_weight), after = bool(in.subln_weight);
+  const A per_channel = A(1) / static_cast<A>(channels), scale = static_cast<A>(scale_given);
+  RowSums<Shape, A, 1> over_row_of_u;
+  RowSums<Shape, A, 2> over_row;
+  ColumnLines<Shape, A, 3> columns(sums, Index{blockIdx.x} * channels, channels);
+  A dlambda[1] = {0};
+
+  for (Index first = Index{blockIdx.x} * Shape::rows; first < rows; first += Index{gridDim.x} * Shape::rows) {
+    const Index row = first + Shape::group();
+    const int count = row < rows ? channels : 0;  // a row that is not there has no channels
+    const RowPosition at(row < rows ? row : 0, length);
+    DifferenceRow<Shape, T> paths(in, at);
+    const A* const kept = saved_rstd + 3 * (row < rows ? row : 0);
+    paths.rstd1 = kept[0];
+    paths.rstd2 = kept[1];
+    const A rstd = kept[2];
+    const T* const dout = at.of(upstream.dout);
+    A du[Unit], H[Unit], d[Unit];
+    // H and, in du, dL/dH; without a norm after du itself.
+    const auto load = [&](int c) {
+      paths.load(c, count);
+      load_unit_if(c < count, dout + c, d);
+      paths.normalise();
+      paths.difference(c, count, H);
+#pragma unroll
+      for (int i = 0; i < Unit; ++i) {
+        H[i] *= rstd;
+        d[i] *= scale;
+        du[i] = d[i];
+      }
+      if (!after) return;
+      A w[Unit];
+      load_unit_if(c < count, in.subln_weight.data() + c, w);
+#pragma unroll
+      for (int i = 0; i < Unit; ++i) du[i] *= w[i];
+    };
+    A gH[1] = {0};
+    for (int tile = 0; tile < Shape::tiles(channels); ++tile) {
+      const int c = Shape::channel(tile);
+      load(c);
+      if (!after) continue;
+#pragma unroll
+      for (int i = 0; i < Unit; ++i) {
+        gH[0] += du[i] * H[i];
+        d[i] *= H[i];
+      }
+      if (c < count) columns.add(2, c, d);
+    }
+    if (after) over_row_of_u(gH);
+    const A gH_mean = gH[0] * per_channel;
+    const auto through_norm_after = [&] {
+      if (!after) return;
+#pragma unroll
+      for (int i = 0; i < Unit; ++i) du[i] = rstd * (du[i] - H[i] * gH_mean);
+    };
+    if (!several) through_norm_after();
+
+    A means[2] = {};
+    A l[Unit], w[Unit];
+    for (int tile = 0; tile < Shape::tiles(channels); ++tile) {
+      const int c = Shape::channel(tile);
+      if (several) {
+        load(c);
+        through_norm_after();
+      }
+      paths.parameters(c, count, l, w);
+      A to_weight[Unit], to_lambda[Unit];
+#pragma unroll
+      for (int i = 0; i < Unit; ++i) {
+        const A dn2 = -l[i] * du[i];
+        to_lambda[i] = -du[i] * w[i] * paths.h2[i];
+        to_weight[i] = du[i] * paths.h1[i] + dn2 * paths.h2[i];
+        dlambda[0] += to_lambda[i];
+        means[0] += w[i] * du[i] * paths.h1[i];
+        means[1] += w[i] * dn2 * paths.h2[i];
+      }
+      if (c >= count) continue;
+      columns.add(0, c, to_lambda);
+      columns.add(1, c, to_weight);
+    }
+    if (before) over_row(means);
+
+    T* const dy1 = at.of(gradients.dy1);
+    T* const dy2 = at.of(gradients.dy2);
+    if (dy1 == nullptr && dy2 == nullptr) continue;
+    for (int tile = 0; tile < Shape::tiles(channels); ++tile) {
+      const int c = Shape::channel(tile);
+      if (several) {
+        load(c);
+        through_norm_after();
+        paths.parameters(c, count, l, w);
+      }
+      if (c >= count) continue;
+      A g1[Unit], g2[Unit];
+#pragma unroll
+      for (int i = 0; i < Unit; ++i) {
+        g1[i] = w[i] * du[i];
+        g2[i] = -l[i] * g1[i];
+        if (before) {
+          g1[i] = paths.rstd1 * (g1[i] - paths.h1[i] * means[0] * per_channel);
+          g2[i] = paths.rstd2 * (g2[i] - paths.h2[i] * means[1] * per_channel);
+        }
+      }
+      if (dy1 != nullptr) store_unit(dy1 + c, g1);
+      if (dy2 != nullptr) store_unit(dy2 + c, g2);
+    }
+  }
+  columns.finish();
+  if (one_lambda != nullptr) {
+    // The block's threads as one row: what threads past a row have added is zero.
+    RowSums<RowShape<1, Shape::threads, false>, A, 1> over_block;
+    over_block(dlambda);
+    if (threadIdx.x == 0) one_lambda[blockIdx.x] = dlambda[0];
+  }
+}
+
+}  // namespace detail
+
+template <class T>
+std::size_t workspace_bytes(const Inputs<T, cuda>& in) {
+  using A = accumulate_t<T>;
+  const Index lines = detail::most_lines(in.y1.extent(0) * in.y1.extent(1));
+  return 3 * Workspace<cuda>::bytes_of<A>(lines * in.y1.extent(2)) + Workspace<cuda>::bytes_of<A>(lines);
+}
+
+template <class T>
+void backward(const Inputs<T, cuda>& in, const Saved<T, cuda>& saved,
+              const std::type_identity_t<OutputGradients<T, cuda>>& upstream,
+              const std::type_identity_t<GradientViews<T, cuda>>& gradients, Workspace<cuda>& workspace,
+              GradientMode mode) {
+  using A = accumulate_t<T>;
+  const Options& options = saved.options;
+  check(in, options, upstream, gradients);
+  require_shape("differential_combine", "saved.rstd", saved.rstd.view(),
+                Extents{in.y1.extent(0), in.y1.extent(1), Index{3}});
+  const Index channels = in.y1.extent(2), rows = in.y1.extent(0) * in.y1.extent(1);
+  if (channels == 0) return;
+  const auto stream = cuda_runtime::current_stream();
+  const cuda_runtime::DeviceScope scope(stream.device);
+  const auto mark = workspace.mark();
+  const bool one = gradients.dlambda && gradients.dlambda.extent(0) == 1 && channels != 1;
+  detail::LineSums<A, 3> sums{
+      {}, {one ? nullptr : gradients.dlambda.data(), gradients.dnorm_weight.data(), gradients.dsubln_weight.data()}};
+  for (int k = 0; k < 3; ++k)
+    if (sums.to[k] != nullptr) sums.lines[k] = workspace.take<A>(detail::most_lines(rows) * channels);
+  A* const one_lambda = one ? workspace.take<A>(detail::most_lines(rows)) : nullptr;
+  const bool lambdas_aligned = !in.lambda || in.lambda.extent(0) == 1 || detail::rows_aligned(in.lambda);
+  const bool aligned = lambdas_aligned && detail::all_rows_aligned(in.y1, in.y2, in.norm_weight, in.subln_weight,
+                                                                   upstream.dout, gradients.dy1, gradients.dy2);
+  Index blocks = 0;
+  detail::with_row_shape<T>(channels, aligned, [&](auto shape) {
+    using Shape = decltype(shape);
+    blocks = detail::sum_blocks<Shape>(rows);
+    if (blocks == 0) return;
+    detail::combine_backward_kernel<Shape, T><<<static_cast<unsigned>(blocks), Shape::threads, 0, stream.handle>>>(
+        in, saved.rstd.data(), upstream, gradients, sums, one_lambda, options.scale);
+    cuda_runtime::check_launch("combine_backward_kernel");
+  });
+  detail::launch_line_sums(sums, blocks, channels, mode);
+  if (one) detail::launch_line_sums(detail::LineSums<A, 1>{{one_lambda}, {gradients.dlambda.data()}}, blocks, 1, mode);
+  workspace.reset(mark);
+}
+
+}  // namespace diffmamba::differential_combine

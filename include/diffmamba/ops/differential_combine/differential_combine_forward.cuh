@@ -1,0 +1,174 @@
+// SPDX-FileCopyrightText: 2026 The diffmamba authors
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "diffmamba/ops/differential_combine/differential_combine.hpp"
+#include "diffmamba/ops/row_kernels.cuh"
+
+/// The forward pass of the differential combination on an NVIDIA GPU. A row of both paths is read once and waits in
+/// registers.
+namespace diffmamba::differential_combine {
+namespace detail {
+
+using namespace diffmamba::detail;
+
+/// One row of the two paths and what is made of it, a unit of channels at a time.
+template <class Shape, class T>
+struct DifferenceRow {
+  using A = accumulate_t<T>;
+  static constexpr int Unit = Shape::Unit;
+  const T *y1, *y2;
+  const A *norm_weight, *lambdas;  // norm_weight: null without a norm before; lambdas: one for each channel, or null
+  A lambda;
+  A rstd1 = 1, rstd2 = 1;
+  A h1[Unit], h2[Unit];  // y_1 and y_2, times their rstd after `normalise`
+
+  __device__ DifferenceRow(const Inputs<T, cuda>& in, const RowPosition& at)
+      : y1(at.of(in.y1)),
+        y2(at.of(in.y2)),
+        norm_weight(in.norm_weight.data()),
+        lambdas(in.lambda && in.lambda.extent(0) != 1 ? in.lambda.data() : nullptr),
+        lambda(in.lambda && in.lambda.extent(0) == 1 ? *in.lambda.data() : A(1)) {}
+
+  __device__ void load(int c, int count) {
+    load_unit_if(c < count, y1 + c, h1);
+    load_unit_if(c < count, y2 + c, h2);
+  }
+  __device__ void normalise() {
+#pragma unroll
+    for (int i = 0; i < Unit; ++i) {
+      h1[i] *= rstd1;
+      h2[i] *= rstd2;
+    }
+  }
+  /// lambda and the weight of the norms of these channels; zeros past the row.
+  __device__ void parameters(int c, int count, A (&l)[Unit], A (&w)[Unit]) const {
+    if (lambdas != nullptr) {
+      load_unit_if(c < count, lambdas + c, l);
+    } else {
+#pragma unroll
+      for (int i = 0; i < Unit; ++i) l[i] = lambda;
+    }
+    if (norm_weight != nullptr) {
+      load_unit_if(c < count, norm_weight + c, w);
+    } else {
+#pragma unroll
+      for (int i = 0; i < Unit; ++i) w[i] = 1;
+    }
+  }
+  /// n_1 - lambda n_2
+  __device__ void difference(int c, int count, A (&u)[Unit]) const {
+    A l[Unit], w[Unit];
+    parameters(c, count, l, w);
+#pragma unroll
+    for (int i = 0; i < Unit; ++i) u[i] = w[i] * (h1[i] - l[i] * h2[i]);
+  }
+};
+
+// CUDA kernels
+// --------------------------------------------------------------------------------------------------------
+
+template <class Shape, class T>
+__global__ void __launch_bounds__(Shape::threads)
+    combine_forward_kernel(const __grid_constant__ Inputs<T, cuda> in, const __grid_constant__ OutputViews<T, cuda> to,
+                           accumulate_t<T>* saved_rstd, double eps_given, double scale_given) {
+  using A = accumulate_t<T>;
+  constexpr int Unit = Shape::Unit;
+  const Index length = in.y1.extent(1), rows = in.y1.extent(0) * length;
+  const int channels = static_cast<int>(in.y1.extent(2));
+  const bool several = Shape::cut(channels), before = bool(in.norm_weight), after = bool(in.subln_weight);
+  const A per_channel = A(1) / static_cast<A>(channels);
+  const A eps = static_cast<A>(eps_given), scale = static_cast<A>(scale_given);
+  RowSums<Shape, A, 2> over_row;
+  RowSums<Shape, A, 1> over_row_of_u;
+
+  for (Index first = Index{blockIdx.x} * Shape::rows; first < rows; first += Index{gridDim.x} * Shape::rows) {
+    const Index row = first + Shape::group();
+    const int count = row < rows ? channels : 0;  // a row that is not there has no channels
+    const RowPosition at(row < rows ? row : 0, length);
+    DifferenceRow<Shape, T> paths(in, at);
+    if (!several) paths.load(Shape::channel(0), count);
+    if (before) {
+      A sums[2] = {};
+      for (int tile = 0; tile < Shape::tiles(channels); ++tile) {
+        if (several) paths.load(Shape::channel(tile), count);
+#pragma unroll
+        for (int i = 0; i < Unit; ++i) {
+          sums[0] += paths.h1[i] * paths.h1[i];
+          sums[1] += paths.h2[i] * paths.h2[i];
+        }
+      }
+      over_row(sums);
+      paths.rstd1 = A(1) / sqrt(sums[0] * per_channel + eps);
+      paths.rstd2 = A(1) / sqrt(sums[1] * per_channel + eps);
+    }
+    if (!several) paths.normalise();
+    A u[Unit];
+    const auto difference = [&](int c) {
+      if (several) {
+        paths.load(c, count);
+        paths.normalise();
+      }
+      paths.difference(c, count, u);
+    };
+    A rstd = 1;
+    if (after) {
+      A sum[1] = {0};
+      for (int tile = 0; tile < Shape::tiles(channels); ++tile) {
+        difference(Shape::channel(tile));
+#pragma unroll
+        for (int i = 0; i < Unit; ++i) sum[0] += u[i] * u[i];
+      }
+      over_row_of_u(sum);
+      rstd = A(1) / sqrt(sum[0] * per_channel + eps);
+    }
+    T* const out = at.of(to.out);
+    for (int tile = 0; tile < Shape::tiles(channels); ++tile) {
+      const int c = Shape::channel(tile);
+      if (several || !after) difference(c);
+      if (c >= count) continue;
+#pragma unroll
+      for (int i = 0; i < Unit; ++i) u[i] *= rstd * scale;
+      if (after) {
+        A w[Unit];
+        load_unit(in.subln_weight.data() + c, w);
+#pragma unroll
+        for (int i = 0; i < Unit; ++i) u[i] *= w[i];
+      }
+      store_unit(out + c, u);
+    }
+    if (saved_rstd != nullptr && row < rows && Shape::lane() == 0) {
+      saved_rstd[3 * row] = paths.rstd1;
+      saved_rstd[3 * row + 1] = paths.rstd2;
+      saved_rstd[3 * row + 2] = rstd;
+    }
+  }
+}
+
+}  // namespace detail
+
+template <class T>
+void forward(const Inputs<T, cuda>& in, const Options& options, const OutputViews<T, cuda>& outputs,
+             std::type_identity_t<Saved<T, cuda>>* saved) {
+  check(in, options, outputs);
+  if (saved) {
+    saved->options = options;
+    reuse_or_allocate(saved->rstd, Extents{in.y1.extent(0), in.y1.extent(1), Index{3}});
+  }
+  if (in.y1.size() == 0) return;
+  const Index rows = in.y1.extent(0) * in.y1.extent(1);
+  const auto stream = cuda_runtime::current_stream();
+  const cuda_runtime::DeviceScope scope(stream.device);
+  const bool lambdas_aligned = !in.lambda || in.lambda.extent(0) == 1 || detail::rows_aligned(in.lambda);
+  const bool aligned =
+      lambdas_aligned && detail::all_rows_aligned(in.y1, in.y2, in.norm_weight, in.subln_weight, outputs.out);
+  detail::with_row_shape<T>(in.y1.extent(2), aligned, [&](auto shape) {
+    using Shape = decltype(shape);
+    detail::combine_forward_kernel<Shape, T>
+        <<<cuda_runtime::blocks_for(rows, Shape::rows), Shape::threads, 0, stream.handle>>>(
+            in, outputs, saved ? saved->rstd.data() : nullptr, options.eps, options.scale);
+    cuda_runtime::check_launch("combine_forward_kernel");
+  });
+}
+
+}  // namespace diffmamba::differential_combine
