@@ -169,15 +169,17 @@ class ParameterMemory {
     old_data = data;
     old_owner = std::move(owner);
   }
-  /// f(pointer) with the shadow's type, const or not as `self` is.
+  /// f(pointer) with the shadow's type, const or not as `self` is; nothing without a shadow. Only float has one.
   template <class Self, class F>
   static void with_shadow(Self& self, F&& f) {
-    using Bfloat16 = std::conditional_t<std::is_const_v<Self>, const bfloat16, bfloat16>;
-    using Half = std::conditional_t<std::is_const_v<Self>, const half, half>;
-    if (self.shadow_dtype_ == Dtype::bfloat16)
-      f(static_cast<Bfloat16*>(self.shadow_));
-    else if (self.shadow_dtype_ == Dtype::float16)
-      f(static_cast<Half*>(self.shadow_));
+    if constexpr (std::is_same_v<T, float>) {
+      using Bfloat16 = std::conditional_t<std::is_const_v<Self>, const bfloat16, bfloat16>;
+      using Half = std::conditional_t<std::is_const_v<Self>, const half, half>;
+      if (self.shadow_dtype_ == Dtype::bfloat16)
+        f(static_cast<Bfloat16*>(self.shadow_));
+      else if (self.shadow_dtype_ == Dtype::float16)
+        f(static_cast<Half*>(self.shadow_));
+    }
   }
   void* allocate_shadow() {
     with_shadow(*this, [&](auto* data) {
