@@ -137,3 +137,11 @@ TEST_CASE("sampler: mistakes") {
   CHECK_THROWS_WITH_AS(wary(reading(logits), std::span<const std::int32_t>(seen)),
                        "sampler: token 3 is outside the vocabulary of 3", Error);
 }
+
+TEST_CASE("sampler: top_p may drop some of several likeliest tokens; the others are drawn equally often") {
+  Tensor<double, 1> logits({8}, 1.0);
+  Sampler sampler({.top_p = 0.5, .seed = 1});
+  std::vector<int> count(8, 0);
+  for (int i = 0; i < 4000; ++i) ++count[static_cast<std::size_t>(sampler(View<const double, 1>(logits.view())))];
+  for (std::size_t v = 0; v < 8; ++v) CHECK(count[v] == doctest::Approx(v < 4 ? 0.0 : 1000.0).epsilon(0.1));
+}

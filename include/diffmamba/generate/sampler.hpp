@@ -151,7 +151,8 @@ class Sampler {
     logits_filter::top_p(row, options_.top_p);
     logits_filter::min_p(row, options_.min_p);
 
-    const double shift = *largest;
+    // Not *largest: of several equal ones top_p may have dropped the first.
+    const double shift = *std::max_element(row_.begin(), row_.end());
     double total = 0;
     for (double& value : row_) total += value = std::exp(value - shift);
     const RandomWords words = Philox{options_.seed, stream_}(draw);

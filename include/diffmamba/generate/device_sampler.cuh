@@ -1,0 +1,327 @@
+// SPDX-FileCopyrightText: 2026 The diffmamba authors
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "diffmamba/device/cuda.cuh"
+#include "diffmamba/generate/device_sampler.hpp"
+
+namespace diffmamba {
+
+namespace detail {
+
+inline constexpr int sampler_threads = 1024;
+
+/// What the kernel needs of SamplerOptions.
+struct SamplerNumbers {
+  double temperature, top_p, min_p, repetition_penalty;
+  Index top_k;
+  std::uint64_t seed;
+  int mass_bits;  // probability 1 (of the likeliest token) as an integer is 2^mass_bits
+};
+
+/// Bits that are ordered as the numbers are.
+__device__ inline unsigned ordered_bits(float x) {
+  const unsigned bits = __float_as_uint(x);
+  return bits ^ ((bits >> 31) != 0 ? 0xffffffffu : 0x80000000u);
+}
+
+/// A block's inclusive sum up to each thread, and the total in `total`.
+__device__ inline unsigned long long inclusive_sum(unsigned long long value, unsigned long long& total) {
+  __shared__ unsigned long long warps[sampler_threads / 32];
+  const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
+#pragma unroll
+  for (int step = 1; step < 32; step *= 2) {
+    const unsigned long long before = __shfl_up_sync(0xffffffffu, value, step);
+    if (lane >= step) value += before;
+  }
+  __syncthreads();  // warps may still be read by an earlier call
+  if (lane == 31) warps[warp] = value;
+  __syncthreads();
+  if (warp == 0) {
+    unsigned long long sum = warps[lane];
+#pragma unroll
+    for (int step = 1; step < 32; step *= 2) {
+      const unsigned long long before = __shfl_up_sync(0xffffffffu, sum, step);
+      if (lane >= step) sum += before;
+    }
+    warps[lane] = sum;
+  }
+  __syncthreads();
+  total = warps[sampler_threads / 32 - 1];
+  return value + (warp > 0 ? warps[warp - 1] : 0ull);
+}
+
+/// The largest and its first place, in all threads.
+__device__ inline void block_argmax(float& value, int& place) {
+  __shared__ float values[sampler_threads / 32];
+  __shared__ int places[sampler_threads / 32];
+  const auto take = [&](float other, int at) {
+    if (other > value || (other == value && at < place)) {
+      value = other;
+      place = at;
+    }
+  };
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2)
+    take(__shfl_xor_sync(0xffffffffu, value, step), __shfl_xor_sync(0xffffffffu, place, step));
+  if (threadIdx.x % 32 == 0) {
+    values[threadIdx.x / 32] = value;
+    places[threadIdx.x / 32] = place;
+  }
+  __syncthreads();
+  value = values[threadIdx.x % 32];
+  place = places[threadIdx.x % 32];
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2)
+    take(__shfl_xor_sync(0xffffffffu, value, step), __shfl_xor_sync(0xffffffffu, place, step));
+}
+
+/// A weight in [0, 1] as a multiple of 2^-bits, rounded down.
+__device__ inline unsigned long long mass_of(float weight, int bits) {
+  const unsigned word = __float_as_uint(weight);
+  const unsigned long long mantissa = (word & 0x7fffffu) | 0x800000u;
+  const int shift = static_cast<int>(word >> 23) - 150 + bits;
+  if (word < 0x800000u || shift < -24) return 0;
+  return shift >= 0 ? mantissa << shift : mantissa >> -shift;
+}
+
+/// Finds, two bits at a time, the smallest key whose mass and that of all smaller keys together are more than `budget`.
+/// `below`: the mass of all smaller keys. False if there is no such key. Integer sums: no order matters.
+template <class Key, class Mass>
+__device__ inline bool select_by_mass(int size, unsigned long long budget, const Key& key, const Mass& mass,
+                                      unsigned& found, unsigned long long& below) {
+  constexpr int warps = sampler_threads / 32;
+  __shared__ unsigned long long sums[2][4][warps];  // in turns, so that one barrier a round is enough
+  const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
+  found = 0;
+  below = 0;
+  __syncthreads();
+  for (int shift = 30; shift >= 0; shift -= 2) {
+    unsigned long long sum[4] = {};
+    for (int i = static_cast<int>(threadIdx.x); i < size; i += sampler_threads) {
+      const unsigned bits = key(i);
+      if (shift < 30 && ((bits ^ found) >> (shift + 2)) != 0) continue;
+      const unsigned digit = (bits >> shift) & 3u;
+      const unsigned long long m = mass(i);
+#pragma unroll
+      for (unsigned d = 0; d < 4; ++d) sum[d] += digit == d ? m : 0ull;
+    }
+    auto& turn = sums[(shift / 2) % 2];
+#pragma unroll
+    for (int d = 0; d < 4; ++d) {
+#pragma unroll
+      for (int step = 16; step > 0; step /= 2) sum[d] += __shfl_xor_sync(0xffffffffu, sum[d], step);
+      if (lane == 0) turn[d][warp] = sum[d];
+    }
+    __syncthreads();
+    unsigned digit = 4;
+#pragma unroll
+    for (unsigned d = 0; d < 4; ++d) {
+      unsigned long long all = turn[d][lane];
+#pragma unroll
+      for (int step = 16; step > 0; step /= 2) all += __shfl_xor_sync(0xffffffffu, all, step);
+      if (digit < 4) continue;
+      if (all != 0 && below + all > budget)
+        digit = d;
+      else
+        below += all;
+    }
+    if (digit == 4) return false;
+    found |= digit << shift;
+  }
+  return true;
+}
+
+/// e^x for x <= 0, within a float's rounding.
+__device__ inline float weight_of(double x) {
+  const double power = x * 1.4426950408889634;
+  if (power < -140) return 0.0f;
+  const double whole = rint(power);
+  return ldexpf(exp2f(static_cast<float>(power - whole)), static_cast<int>(whole));
+}
+
+}  // namespace detail
+
+// CUDA kernels
+
+/// A block a row. `scratch` holds the rows where shared memory does not.
+template <class R>
+__global__ void __launch_bounds__(detail::sampler_threads, 1)
+    sample_kernel(View<const R, 2, cuda> logits, std::int32_t* tokens, std::uint64_t* position,
+                  View<std::int32_t, 2, cuda> history, std::uint64_t* remembered, View<std::int32_t, 2, cuda> log,
+                  detail::SamplerNumbers options, float* scratch, bool in_shared) {
+  constexpr int threads = detail::sampler_threads;
+  extern __shared__ float shared_row[];
+  __shared__ int drawn;
+  const Index row = blockIdx.x;
+  const int size = static_cast<int>(logits.extent(1)), thread = static_cast<int>(threadIdx.x);
+  const R* from = logits.data() + row * logits.stride(0);
+  const Index step = logits.stride(1);
+  float* values = in_shared ? shared_row : scratch + row * size;
+
+  bool bad = false;
+  for (int v = thread; v < size; v += threads) {
+    const float value = static_cast<float>(from[v * step]);
+    bad |= isnan(value);
+    values[v] = value;
+  }
+  bad = __syncthreads_or(bad) != 0;
+  if (history && options.repetition_penalty != 1) {
+    const Index window = history.extent(1);
+    const auto seen = static_cast<Index>(remembered[row]);
+    const Index count = seen < window ? seen : window;
+    for (Index i = thread; i < count; i += threads) {
+      const std::int32_t token = history(row, i);
+      if (token < 0 || token >= size) continue;
+      // From the logit itself, so that a token that occurs twice is changed once.
+      const double logit = static_cast<double>(from[token * step]);
+      values[token] =
+          static_cast<float>(logit < 0 ? logit * options.repetition_penalty : logit / options.repetition_penalty);
+    }
+    __syncthreads();
+  }
+  float largest = -INFINITY;
+  int likeliest = size;
+  for (int v = thread; v < size; v += threads)
+    if (values[v] > largest) {
+      largest = values[v];
+      likeliest = v;
+    }
+  detail::block_argmax(largest, likeliest);
+  if (thread == 0) drawn = likeliest;
+  if (bad || likeliest == size) {
+    if (thread == 0) drawn = bad ? sample_not_a_number : sample_nothing_likely;
+  } else if (options.temperature > 0) {
+    // What is less than the k-th largest goes: of the keys turned around, the k-th smallest.
+    float least = -INFINITY;
+    if (options.top_k > 0 && options.top_k < size) {
+      unsigned key = 0;
+      unsigned long long below = 0;
+      detail::select_by_mass(
+          size, static_cast<unsigned long long>(options.top_k) - 1,
+          [&](int v) { return ~detail::ordered_bits(values[v]); }, [](int) { return 1ull; }, key, below);
+      const unsigned bits = ~key;
+      least = __uint_as_float((bits >> 31) != 0 ? bits ^ 0x80000000u : ~bits);
+    }
+    __syncthreads();
+    // Weights relative to the likeliest take the place of the logits.
+    for (int v = thread; v < size; v += threads) {
+      const float value = values[v];
+      values[v] =
+          value < least
+              ? 0.0f
+              : detail::weight_of((static_cast<double>(value) - static_cast<double>(largest)) / options.temperature);
+    }
+    __syncthreads();
+    const auto mass = [&](int v) { return detail::mass_of(values[v], options.mass_bits); };
+    // From here on every thread has a run of neighbouring tokens.
+    const int run = (size + threads - 1) / threads;
+    const int begin = min(thread * run, size), end = min(begin + run, size);
+    unsigned long long sum = 0, total = 0;
+    if (options.top_p < 1) {
+      for (int v = begin; v < end; ++v) sum += mass(v);
+      detail::inclusive_sum(sum, total);
+      // Dropped are the least likely, as long as they are together not more than this; of equal ones the first.
+      const auto budget = static_cast<unsigned long long>((1 - options.top_p) * static_cast<double>(total));
+      unsigned key = 0;
+      unsigned long long below = 0, equals = 0;
+      const auto bits = [&](int v) { return __float_as_uint(values[v]); };
+      unsigned long long dropped = ~0ull;  // so many of those with the weight of `key`
+      if (detail::select_by_mass(size, budget, bits, mass, key, below))
+        dropped = (budget - below) / detail::mass_of(__uint_as_float(key), options.mass_bits);
+      else
+        key = __float_as_uint(1.0f);
+      unsigned long long count = 0;
+      for (int v = begin; v < end; ++v) count += bits(v) == key ? 1 : 0;
+      unsigned long long rank = detail::inclusive_sum(count, equals) - count;
+      dropped = dropped < equals ? dropped : equals - 1;
+      for (int v = begin; v < end; ++v) {
+        if (bits(v) < key || (bits(v) == key && rank < dropped)) {
+          rank += bits(v) == key ? 1 : 0;
+          values[v] = 0.0f;
+        } else if (bits(v) == key) {
+          ++rank;
+        }
+      }
+    }
+    sum = 0;
+    for (int v = begin; v < end; ++v) {
+      if (static_cast<double>(values[v]) < options.min_p) values[v] = 0.0f;
+      sum += mass(v);
+    }
+    const unsigned long long up_to = detail::inclusive_sum(sum, total);
+    const RandomWords words = Philox{options.seed, static_cast<std::uint64_t>(row)}(position[row]);
+    const double uniform =
+        (static_cast<double>(words[0] >> 5) * 67108864.0 + static_cast<double>(words[1] >> 6)) * 0x1p-53;
+    unsigned long long rest = static_cast<unsigned long long>(uniform * static_cast<double>(total));
+    rest = rest < total ? rest : total - 1;
+    if (rest < up_to && rest >= up_to - sum) {  // one thread
+      rest -= up_to - sum;
+      int v = begin;
+      for (unsigned long long m; (m = mass(v)) <= rest; ++v) rest -= m;
+      drawn = v;
+    }
+  }
+  __syncthreads();
+  if (thread == 0) {
+    tokens[row] = drawn;
+    const std::uint64_t draw = position[row];
+    if (log) log(static_cast<Index>(draw % static_cast<std::uint64_t>(log.extent(0))), row) = drawn;
+    position[row] = draw + 1;
+    if (history && history.extent(1) > 0) {
+      const std::uint64_t seen = remembered[row];
+      history(row, static_cast<Index>(seen % static_cast<std::uint64_t>(history.extent(1)))) = drawn;
+      remembered[row] = seen + 1;
+    }
+  }
+}
+
+// Launchers
+
+template <class R>
+void device_sample(const SampleArrays<R>& arrays, const SamplerOptions& options, Workspace<cuda>& workspace) {
+  check(options);
+  const Index batch = arrays.logits.extent(0), size = arrays.logits.extent(1);
+  require(size > 0, "sampler: there are no logits");
+  require(size < Index{1} << 30, "sampler: a vocabulary of ", size, " is too large");
+  require_shape("sampler", "tokens", arrays.tokens, Extents<1>(batch));
+  require_shape("sampler", "position", arrays.position, Extents<1>(batch));
+  require(bool(arrays.history) == bool(arrays.remembered), "sampler: history and remembered belong together");
+  if (arrays.history) require_shape("sampler", "remembered", arrays.remembered, Extents<1>(batch));
+  if (arrays.log)
+    require(arrays.log.extent(0) > 0 && arrays.log.extent(1) == batch, "sampler: log ", arrays.log.extents(),
+            ", expected (rows, ", batch, ")");
+  if (batch == 0) return;
+  int bits = 0;
+  while ((Index{1} << bits) < size) ++bits;
+  const detail::SamplerNumbers numbers{.temperature = options.temperature,
+                                       .top_p = options.top_p,
+                                       .min_p = options.min_p,
+                                       .repetition_penalty = options.repetition_penalty,
+                                       .top_k = options.top_k,
+                                       .seed = options.seed,
+                                       .mass_bits = 62 - bits < 46 ? 62 - bits : 46};
+  const auto stream = cuda_runtime::current_stream();
+  const cuda_runtime::DeviceScope scope(stream.device);
+  int most = 0;
+  cuda_runtime::check(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, stream.device),
+                      "cudaDeviceGetAttribute");
+  constexpr Index fixed = 8192;  // more than the kernel's own shared memory
+  const Index bytes = size * static_cast<Index>(sizeof(float));
+  const bool in_shared = bytes + fixed <= most;
+  const auto mark = workspace.mark();
+  float* scratch = in_shared ? nullptr : workspace.take<float>(batch * size);
+  const std::size_t shared = in_shared ? static_cast<std::size_t>(bytes) : 0;
+  if (shared > 0)
+    cuda_runtime::check(
+        cudaFuncSetAttribute(sample_kernel<R>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
+        "cudaFuncSetAttribute");
+  require(batch < Index{1} << 31, "sampler: ", batch, " rows are too many");
+  sample_kernel<R><<<static_cast<unsigned>(batch), detail::sampler_threads, shared, stream.handle>>>(
+      arrays.logits, arrays.tokens.data(), arrays.position.data(), arrays.history, arrays.remembered.data(), arrays.log,
+      numbers, scratch, in_shared);
+  cuda_runtime::check_launch("sample_kernel");
+  workspace.reset(mark);
+}
+
+}  // namespace diffmamba
