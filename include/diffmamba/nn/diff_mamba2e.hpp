@@ -2,6 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <memory>  // std::shared_ptr
+
 #include "diffmamba/nn/differential.hpp"  // LambdaParameters, DifferentialOptions' enumerations
 
 namespace diffmamba {
@@ -37,7 +39,15 @@ class DiffMamba2E : public Module<DiffMamba2E<T, DeviceType>> {
  public:
   using value_type = T;
   using device_type = DeviceType;
-  using State = typename Inner::State;
+
+ private:
+  struct Folded;
+
+ public:
+  /// Mamba-2's, and the folded projection of the parameters as they were when the state was made; copies share it.
+  struct State : Inner::State {
+    std::shared_ptr<const Folded> folded;
+  };
 
   using Options = DiffMamba2EOptions;
   /// Mamba-2's, and sizeof(T) * d_model / 2 per token.
@@ -116,9 +126,11 @@ class DiffMamba2E : public Module<DiffMamba2E<T, DeviceType>> {
     return dx;
   }
 
-  State make_state(Index batch) const { return inner_.make_state(batch); }
+  State make_state(Index batch) const {
+    return {inner_.make_state(batch), std::make_shared<const Folded>(*this, lambda_.value())};
+  }
   Tensor<T, 3, D> prefill(const View<const T, 3, D>& x, State& state) const {
-    return normalize(difference(inner_.forward(x, &state)), nullptr);
+    return normalize(project(inner_.forward(x, &state), *state.folded), nullptr);
   }
 
   template <class Self, class F>
@@ -158,8 +170,9 @@ class DiffMamba2E : public Module<DiffMamba2E<T, DeviceType>> {
     }
   };
   Tensor<T, 3, D> folded_difference(const Tensor<T, 3, D>& gated) const {
-    const auto lambda = lambda_.value();
-    const Folded folded(*this, lambda);
+    return project(gated, Folded(*this, lambda_.value()));
+  }
+  Tensor<T, 3, D> project(const Tensor<T, 3, D>& gated, const Folded& folded) const {
     auto u = Tensor<T, 3, D>::uninitialized(Extents{gated.extent(0), gated.extent(1), half_});
     linear::forward(folded.inputs(gated), as_rows(u));
     return u;

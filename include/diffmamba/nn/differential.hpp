@@ -61,6 +61,9 @@ inline constexpr Lambda published_lambda<Mamba<T, DeviceType>> = Lambda::exponen
 /// with the norm after the subtraction, or none, one output projection with -lambda folded into its weight; with expand
 /// halved it costs what the plain mixer of as many parameters costs. A mixer without (yours, perhaps) is called twice.
 ///
+/// A state of paths that run as one also holds the folded projection, of the parameters as they were when it was made;
+/// copies share it.
+///
 /// Saved, besides the paths': the difference, sizeof(T) * d_model per token, before the norm after it; two such tensors
 /// with a norm before. The parameters are m1.*, m2.* (each under the mixer's names), lambda_q1 (lambda_k1, lambda_q2,
 /// lambda_k2), norm.weight of a norm before, subln.weight of the norm after.
@@ -117,7 +120,7 @@ class Differential : public Module<Differential<MixerType>> {
     const auto lambda = lambda_.value();
     if constexpr (Paths::as_one) {
       if (!norm_before()) {
-        auto y = paths_.difference(std::move(x), lambda, norm_after() ? 1.0 : lambda_.scale(), saved.paths);
+        auto y = paths_.difference(std::move(x), lambda, folded_scale(), saved.paths);
         if (!norm_after()) return y;
         saved.y1 = std::move(y);
         return normalize(saved.y1, &saved.norm);
@@ -167,7 +170,10 @@ class Differential : public Module<Differential<MixerType>> {
     return dx;
   }
 
-  State make_state(Index batch) const { return paths_.make_state(batch); }
+  State make_state(Index batch) const {
+    const auto lambda = lambda_.value();
+    return paths_.make_state(batch, norm_before() ? View<const R, 1, D>{} : lambda.view(), folded_scale());
+  }
   Tensor<T, 3, D> prefill(const View<const T, 3, D>& x, State& state) const { return run(x, &state); }
   Tensor<T, 2, D> step(const View<const T, 2, D>& x, State& state) const {
     const auto out = run(x.reshape(Extents{x.extent(0), Index{1}, x.extent(1)}), &state);
@@ -201,17 +207,19 @@ class Differential : public Module<Differential<MixerType>> {
   /// Few rows do not pay for a folded copy of the weight: the two products read each weight once.
   static constexpr Index rows_that_fold = 32;
   Tensor<T, 3, D> run(const View<const T, 3, D>& x, State* state) const {
+    if constexpr (Paths::as_one)
+      if (!norm_before() && state != nullptr) return finish(paths_.difference(x, *state));
     const auto lambda = lambda_.value();
-    if constexpr (Paths::as_one) {
-      if (!norm_before() && x.extent(0) * x.extent(1) >= rows_that_fold) {
-        auto y = paths_.difference(x, lambda, norm_after() ? 1.0 : lambda_.scale(), state);
-        return norm_after() ? normalize(y, nullptr) : std::move(y);
-      }
-    }
+    if constexpr (Paths::as_one)
+      if (!norm_before() && x.extent(0) * x.extent(1) >= rows_that_fold)
+        return finish(paths_.difference(x, lambda, folded_scale(), nullptr));
     const auto [y1, y2] = paths_.both(x, state);
     return combine(y1, y2, lambda, nullptr);
   }
 
+  /// What of the factor 1 - lambda_init the projection takes: the norm behind it would undo it.
+  double folded_scale() const { return norm_after() ? 1.0 : lambda_.scale(); }
+  Tensor<T, 3, D> finish(Tensor<T, 3, D> y) const { return norm_after() ? normalize(y, nullptr) : std::move(y); }
   Tensor<T, 3, D> normalize(const Tensor<T, 3, D>& y, rms_norm::Saved<T, D>* saved) const {
     auto out = Tensor<T, 3, D>::uninitialized(y.extents());
     rms_norm::forward(rms_norm::Inputs<T, D>{.x = y, .weight = subln_weight_.value()},

@@ -91,8 +91,9 @@ class MambaInner {
   };
   /// conv_state: the last d_conv inputs of the convolution, zeros before the first (the official layout).
   struct State {
-    Tensor<R, 3, D> conv_state;  // (batch, paths * d_inner, d_conv)
-    Tensor<R, 3, D> ssm_state;   // (batch, paths * d_inner, d_state)
+    Tensor<R, 3, D> conv_state;                // (batch, paths * d_inner, d_conv)
+    Tensor<R, 3, D> ssm_state;                 // (batch, paths * d_inner, d_state)
+    std::shared_ptr<const Tensor<R, 2, D>> A;  // of the parameters as they were when the state was made
   };
 
   explicit MambaInner(const Options& options, Index paths = 1) : options_(options), sizes_(options, paths) {
@@ -119,7 +120,7 @@ class MambaInner {
     saved.conv_out = Tensor<T, 3, D>::uninitialized(shape(x, sizes_.d_inner));
     convolve(xs(saved.xz), saved.conv_out.view(), {});
     saved.dtBC = project_scan(saved.conv_out);
-    return scan(saved.xz, saved.conv_out, saved.dtBC, &saved.scan, {}, {});
+    return scan(saved.xz, saved.conv_out, saved.dtBC, &saved.scan, nullptr, {});
   }
   /// Inference: from `state` where there is one, which is advanced by any number of tokens.
   Tensor<T, 3, D> forward(const View<const T, 3, D>& x, State* state = nullptr) const {
@@ -128,20 +129,20 @@ class MambaInner {
     if (state == nullptr) {
       convolve(xs(xz), conv_out.view(), {});
       const auto dtBC = project_scan(conv_out);
-      return scan(xz, conv_out, dtBC, nullptr, {}, {});
+      return scan(xz, conv_out, dtBC, nullptr, nullptr, {});
     }
     check(*state, x.extent(0));
     if (x.extent(1) == 1) {
       causal_conv1d::step(
           causal_conv1d::StepInputs<T, D>{.x = xs(xz), .weight = conv_weight_.value(), .bias = conv_bias_.value()},
           state->conv_state.view(), conv_options(), conv_out.view());
-      return step(xz, conv_out, state->ssm_state.view());
+      return step(xz, conv_out, *state);
     }
     convolve(xs(xz), conv_out.view(), std::as_const(state->conv_state).template slice<2>(1, sizes_.d_conv));
     remember_inputs<T>(xs(xz), state->conv_state.view());
     const auto dtBC = project_scan(conv_out);
     auto final_state = Tensor<R, 3, D>::uninitialized(state->ssm_state.extents());
-    auto out = scan(xz, conv_out, dtBC, nullptr, state->ssm_state.view(), final_state.view());
+    auto out = scan(xz, conv_out, dtBC, nullptr, state, final_state.view());
     copy(final_state, state->ssm_state);  // a state keeps its memory: what steps it may be a captured graph
     return out;
   }
@@ -216,7 +217,8 @@ class MambaInner {
   State make_state(Index batch) const {
     const Index channels = sizes_.paths * sizes_.d_inner;
     return {.conv_state = Tensor<R, 3, D>(Extents{batch, channels, sizes_.d_conv}),
-            .ssm_state = Tensor<R, 3, D>(Extents{batch, channels, sizes_.d_state})};
+            .ssm_state = Tensor<R, 3, D>(Extents{batch, channels, sizes_.d_state}),
+            .A = std::make_shared<const Tensor<R, 2, D>>(negative_exp(A_log_.value()))};
   }
 
   /// As the official module: torch's defaults for the projections and the convolution, dt_proj after dt_init, its bias
@@ -304,6 +306,7 @@ class MambaInner {
     const Index channels = sizes_.paths * sizes_.d_inner;
     require_shape("mamba", "conv_state", state.conv_state.view(), Extents{batch, channels, sizes_.d_conv});
     require_shape("mamba", "ssm_state", state.ssm_state.view(), Extents{batch, channels, sizes_.d_state});
+    require(state.A != nullptr, "mamba: a state that make_state did not make");
   }
 
   Tensor<T, 3, D> project(const View<const T, 3, D>& x) const {
@@ -355,35 +358,34 @@ class MambaInner {
             .delta_bias = dt_proj_bias_.value(),
             .initial_state = initial_state};
   }
+  /// From zero, or from `state`.
   Tensor<T, 3, D> scan(const Tensor<T, 3, D>& xz, const Tensor<T, 3, D>& conv_out, const Tensor<T, 4, D>& dtBC,
-                       selective_scan::Saved<T, D>* saved, const View<const R, 3, D>& initial_state,
-                       const View<R, 3, D>& final_state) const {
-    const auto A = negative_exp(A_log_.value());
+                       selective_scan::Saved<T, D>* saved, const State* state, const View<R, 3, D>& final_state) const {
+    const auto A = state != nullptr ? state->A : std::make_shared<const Tensor<R, 2, D>>(negative_exp(A_log_.value()));
     const auto delta = project_dt(dtBC);
     auto out = Tensor<T, 3, D>::uninitialized(conv_out.extents());
-    const auto in = scan_inputs(xz, conv_out, dtBC, delta, A.view(), initial_state);
+    const View<const R, 3, D> initial_state = state != nullptr ? state->ssm_state.view() : View<const R, 3, D>{};
+    const auto in = scan_inputs(xz, conv_out, dtBC, delta, A->view(), initial_state);
     const selective_scan::Options options{.delta_softplus = true};
     Workspace<D> workspace(selective_scan::workspace_bytes(in, options));
     selective_scan::forward(in, options, {.out = out.view(), .final_state = final_state}, saved, workspace);
     return out;
   }
   /// One token of each sequence.
-  Tensor<T, 3, D> step(const Tensor<T, 3, D>& xz, const Tensor<T, 3, D>& conv_out,
-                       const View<R, 3, D>& ssm_state) const {
+  Tensor<T, 3, D> step(const Tensor<T, 3, D>& xz, const Tensor<T, 3, D>& conv_out, State& state) const {
     const Index channels = sizes_.paths * sizes_.d_inner;
     const auto dtBC = project_scan(conv_out);
     const auto delta = project_dt(dtBC);
-    const auto A = negative_exp(A_log_.value());
     auto out = Tensor<T, 3, D>::uninitialized(conv_out.extents());
     selective_scan::step(selective_scan::StepInputs<T, D>{.u = as_rows(conv_out),
                                                           .delta = as_rows(delta),
-                                                          .A = A,
+                                                          .A = *state.A,
                                                           .B = B_of(dtBC.view()).template select<1>(0),
                                                           .C = C_of(dtBC.view()).template select<1>(0),
                                                           .D = D_.value(),
                                                           .z = as_rows(xz.template slice<2>(channels, 2 * channels)),
                                                           .delta_bias = dt_proj_bias_.value()},
-                         ssm_state, {.delta_softplus = true}, as_rows(out));
+                         state.ssm_state.view(), {.delta_softplus = true}, as_rows(out));
     return out;
   }
 

@@ -4,6 +4,7 @@
 
 #include <array>   // std::array
 #include <limits>  // std::numeric_limits
+#include <memory>  // std::shared_ptr
 
 #include "diffmamba/nn/linear_layer.hpp"  // as_rows
 #include "diffmamba/nn/scan_parts.hpp"    // negative_exp, remember_inputs
@@ -158,8 +159,9 @@ class Mamba2Core {
   /// conv_state: the last d_conv inputs of the convolution, zeros before the first (one more than it needs; the
   /// official layout).
   struct State {
-    Tensor<R, 3, D> conv_state;  // (batch, paths * conv_dim, d_conv)
-    Tensor<R, 4, D> ssm_state;   // (batch, paths * nheads, headdim, d_state)
+    Tensor<R, 3, D> conv_state;                // (batch, paths * conv_dim, d_conv)
+    Tensor<R, 4, D> ssm_state;                 // (batch, paths * nheads, headdim, d_state)
+    std::shared_ptr<const Tensor<R, 1, D>> A;  // of the parameters as they were when the state was made
   };
 
   explicit Mamba2Core(const Mamba2Options& o, Index paths = 1)
@@ -274,7 +276,8 @@ class Mamba2Core {
   State make_state(const Weights& w, Index batch) const {
     const auto& s = sizes_;
     State state{.conv_state = Tensor<R, 3, D>(Extents{batch, s.paths * s.conv_dim(), s.d_conv}),
-                .ssm_state = Tensor<R, 4, D>(Extents{batch, s.paths * s.nheads, s.headdim, s.d_state})};
+                .ssm_state = Tensor<R, 4, D>(Extents{batch, s.paths * s.nheads, s.headdim, s.d_state}),
+                .A = std::make_shared<const Tensor<R, 1, D>>(negative_exp(w.A_log))};
     if (w.init_states) copy(initial_state(w, batch), state.ssm_state.view());
     return state;
   }
@@ -354,6 +357,7 @@ class Mamba2Core {
     require_shape("mamba2", "conv_state", state.conv_state.view(), Extents{batch, s.paths * s.conv_dim(), s.d_conv});
     require_shape("mamba2", "ssm_state", state.ssm_state.view(),
                   Extents{batch, s.paths * s.nheads, s.headdim, s.d_state});
+    require(state.A != nullptr, "mamba2: a state that make_state did not make");
   }
 
   Tensor<T, 3, D> run(const Weights& w, const View<const T, 3, D>& zxbcdt, const View<T, 3, D>& conv_out, Saved* saved,
@@ -375,8 +379,8 @@ class Mamba2Core {
     // The norm reads y; without it the scan writes the result. For inference y takes the place of x.
     const View<T, 4, D> y = !w.norm_weight ? heads(out) : saved != nullptr ? heads(saved->y.view()) : conv.x;
     {
-      const auto A = negative_exp(w.A_log);
-      const auto scan = scan_inputs(w, in, CutConv<const T>(s, conv_out), A.view(),
+      const auto A = from != nullptr ? from->A : std::make_shared<const Tensor<R, 1, D>>(negative_exp(w.A_log));
+      const auto scan = scan_inputs(w, in, CutConv<const T>(s, conv_out), A->view(),
                                     from != nullptr ? from->ssm_state.view() : initial_state(w, batch));
       Workspace<D> workspace(ssd::workspace_bytes(scan, scan_options()));
       ssd::forward(scan, scan_options(), {.out = y, .final_state = final_state},
@@ -406,8 +410,7 @@ class Mamba2Core {
     causal_conv1d::step(causal_conv1d::StepInputs<T, D>{.x = in.xBC, .weight = w.conv_weight, .bias = w.conv_bias},
                         state.conv_state.view(), conv_options(), conv_out.view());
     const CutConv<T> conv(s, conv_out.view());
-    const auto A = negative_exp(w.A_log);
-    const auto full = scan_inputs(w, in, CutConv<const T>(s, conv_out.view()), A.view(), {});
+    const auto full = scan_inputs(w, in, CutConv<const T>(s, conv_out.view()), state.A->view(), {});
     const View<T, 4, D> y = w.norm_weight ? conv.x : heads(out);
     ssd::step(ssd::StepInputs<T, D>{.x = full.x,
                                     .dt = full.dt,

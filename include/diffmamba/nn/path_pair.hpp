@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <memory>   // std::shared_ptr
 #include <utility>  // std::pair
 
 #include "diffmamba/nn/projected_mixer.hpp"
@@ -30,7 +31,15 @@ class PathsAsOne {
   using T = typename MixerType::value_type;
   using D = typename MixerType::device_type;
   using R = accumulate_t<T>;
-  using State = typename Inner::State;
+  /// scale * [W1 | -lambda W2], its columns in the order of the gated tensor, and the bias to it.
+  struct Folded {
+    Tensor<T, 2, D> weight;
+    Tensor<R, 1, D> bias = {};
+  };
+  /// The inner's, and the folded weight of the parameters as they were when the state was made, one for all copies.
+  struct State : Inner::State {
+    std::shared_ptr<const Folded> folded;
+  };
   using Pair = std::pair<Tensor<T, 3, D>, Tensor<T, 3, D>>;
   static constexpr bool as_one = true;
 
@@ -71,6 +80,9 @@ class PathsAsOne {
                              State* state) const {
     return difference_of(inner_.forward(x, state), lambda, scale);
   }
+  Tensor<T, 3, D> difference(const View<const T, 3, D>& x, State& state) const {
+    return project(inner_.forward(x, &state), *state.folded);
+  }
   /// dx; adds dL/dlambda to dlambda and the gradients of the weights to theirs.
   Tensor<T, 3, D> difference_backward(const View<const T, 3, D>& dout, const View<const R, 1, D>& lambda, double scale,
                                       Saved& saved, const View<R, 1, D>& dlambda) {
@@ -78,12 +90,12 @@ class PathsAsOne {
     auto dgated = Tensor<T, 3, D>::uninitialized(saved.gated.extents());
     {
       const auto in = fold_inputs(lambda);
-      const auto options = fold_difference::options_of(scale, inner_.roles());
-      const Folded folded(in, options);
+      const auto options = fold_options(scale);
+      const Folded folded = fold(in, options);
       auto dweight = Tensor<R, 2, D>::uninitialized(folded.weight.extents());
       Tensor<R, 1, D> dbias;
       if (bias_) dbias = Tensor<R, 1, D>::uninitialized(folded.bias.extents());
-      linear::backward(folded.inputs(saved.gated), Rows<T, D>(dout).view(),
+      linear::backward(inputs(saved.gated, folded), Rows<T, D>(dout).view(),
                        linear::GradientViews<T, D>{.dx = as_rows(dgated), .dweight = dweight, .dbias = dbias});
       Workspace<D> workspace(fold_difference::workspace_bytes(in));
       fold_difference::backward(in, options, {.dweight = dweight.view(), .dbias = std::as_const(dbias).view()},
@@ -132,7 +144,12 @@ class PathsAsOne {
     return dx;
   }
 
-  State make_state(Index batch) const { return inner_.make_state(batch); }
+  /// For differences by itself, or with no lambda for both results.
+  State make_state(Index batch, const View<const R, 1, D>& lambda, double scale) const {
+    State state{inner_.make_state(batch), nullptr};
+    if (lambda) state.folded = std::make_shared<const Folded>(fold(fold_inputs(lambda), fold_options(scale)));
+    return state;
+  }
 
   template <class Self, class F>
   static void parameters(Self& self, F&& f) {
@@ -162,25 +179,25 @@ class PathsAsOne {
   fold_difference::Inputs<T, D> fold_inputs(const View<const R, 1, D>& lambda) const {
     return {.weight = weight_.value(), .lambda = lambda, .bias = bias_.value()};
   }
-  /// scale * [W1 | -lambda W2], its columns in the order of the gated tensor, and the bias to it.
-  struct Folded {
-    Tensor<T, 2, D> weight;
-    Tensor<R, 1, D> bias;
-
-    Folded(const fold_difference::Inputs<T, D>& in, const fold_difference::Options& options)
-        : weight(Tensor<T, 2, D>::uninitialized(Extents{in.weight.extent(1), 2 * in.weight.extent(2)})) {
-      if (in.bias) bias = Tensor<R, 1, D>::uninitialized(Extents<1>{in.weight.extent(1)});
-      fold_difference::forward(in, options, {.weight = weight, .bias = bias});
-    }
-    linear::Inputs<T, D> inputs(const Tensor<T, 3, D>& gated) const {
-      return {.x = as_rows(gated), .weight = weight, .bias = bias};
-    }
-  };
-  Tensor<T, 3, D> difference_of(const Tensor<T, 3, D>& gated, const View<const R, 1, D>& lambda, double scale) const {
-    const Folded folded(fold_inputs(lambda), fold_difference::options_of(scale, inner_.roles()));
-    auto out = Tensor<T, 3, D>::uninitialized(Extents{gated.extent(0), gated.extent(1), inner_.d_model()});
-    linear::forward(folded.inputs(gated), as_rows(out));
+  fold_difference::Options fold_options(double scale) const {
+    return fold_difference::options_of(scale, inner_.roles());
+  }
+  static Folded fold(const fold_difference::Inputs<T, D>& in, const fold_difference::Options& options) {
+    Folded folded{.weight = Tensor<T, 2, D>::uninitialized(Extents{in.weight.extent(1), 2 * in.weight.extent(2)})};
+    if (in.bias) folded.bias = Tensor<R, 1, D>::uninitialized(Extents<1>{in.weight.extent(1)});
+    fold_difference::forward(in, options, {.weight = folded.weight, .bias = folded.bias});
+    return folded;
+  }
+  static linear::Inputs<T, D> inputs(const Tensor<T, 3, D>& gated, const Folded& folded) {
+    return {.x = as_rows(gated), .weight = folded.weight, .bias = folded.bias};
+  }
+  static Tensor<T, 3, D> project(const Tensor<T, 3, D>& gated, const Folded& folded) {
+    auto out = Tensor<T, 3, D>::uninitialized(Extents{gated.extent(0), gated.extent(1), folded.weight.extent(0)});
+    linear::forward(inputs(gated, folded), as_rows(out));
     return out;
+  }
+  Tensor<T, 3, D> difference_of(const Tensor<T, 3, D>& gated, const View<const R, 1, D>& lambda, double scale) const {
+    return project(gated, fold(fold_inputs(lambda), fold_options(scale)));
   }
   /// gated of one path -> y of this path
   Tensor<T, 3, D> project(const Tensor<T, 3, D>& gated, Index path) const {
@@ -248,7 +265,9 @@ class PathsAsTwo {
     add_to(dx2.view(), dx.view());
     return dx;
   }
-  State make_state(Index batch) const { return {m1_.make_state(batch), m2_.make_state(batch)}; }
+  State make_state(Index batch, const View<const accumulate_t<T>, 1, D>&, double) const {
+    return {m1_.make_state(batch), m2_.make_state(batch)};
+  }
 
   template <class Self, class F>
   static void parameters(Self& self, F&& f) {
