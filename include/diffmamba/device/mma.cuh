@@ -12,6 +12,13 @@
 /// those of mma.m16n8k16: lane l holds row l / 4 (and 8 below it) and columns 2 (l % 4), 2 (l % 4) + 1.
 namespace diffmamba::mma {
 
+/// 2^x to about 2e-7 relative; 0 below 2^-126.
+__device__ inline float power_of_two(float x) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+
 /// Two 16-bit numbers in a register, the first in the lower half.
 template <class T>
 __device__ inline unsigned pack(float first, float second) {

@@ -4,7 +4,8 @@
 
 #include "diffmamba/device/cuda.cuh"
 #include "diffmamba/device/mma.cuh"
-#include "diffmamba/ops/ssd/ssd.hpp"
+#include "diffmamba/ops/ssd/ssd_device.cuh"
+#include "diffmamba/ops/ssd/ssd_forward_hopper.cuh"
 
 /// SSD forward on an NVIDIA GPU.
 ///
@@ -19,79 +20,9 @@
 /// Where batch x heads alone cannot fill the GPU the length is cut into segments: a first launch computes what each
 /// segment adds to the state, a second adds up, in order, what state each begins with, a third computes the outputs.
 ///
-/// The general path (any type, any size) is the recurrence itself: a warp per channel of a head, lanes over the state.
+/// The general path (any type, any size) is the recurrence itself, channels side by side, with the state in registers.
 namespace diffmamba::ssd {
 namespace detail {
-
-inline constexpr int tile_tokens = 64;  // tokens of a chunk on the tensor-core path
-
-/// What a kernel needs of the inputs: pointers and strides, in elements.
-template <class T>
-struct DeviceInputs {
-  const T *x, *dt, *B, *C, *z;
-  const accumulate_t<T>*A, *D, *dt_bias, *initial_state;
-  Index x_batch, x_token, x_head, dt_batch, dt_token, dt_head, B_batch, B_token, B_group, C_batch, C_token, C_group;
-  Index z_batch, z_token, z_head, D_head, D_channel;
-  Index state_batch, state_head, state_channel;  // of initial_state
-  Index length;
-  int nheads, headdim, d_state, heads_per_group;
-  Options options;
-
-  explicit DeviceInputs(const Inputs<T, cuda>& in, const Options& how)
-      : x(in.x.data()),
-        dt(in.dt.data()),
-        B(in.B.data()),
-        C(in.C.data()),
-        z(in.z.data()),
-        A(in.A.data()),
-        D(in.D ? in.D.data() : in.D_per_channel.data()),
-        dt_bias(in.dt_bias.data()),
-        initial_state(in.initial_state.data()),
-        x_batch(in.x.stride(0)),
-        x_token(in.x.stride(1)),
-        x_head(in.x.stride(2)),
-        dt_batch(in.dt.stride(0)),
-        dt_token(in.dt.stride(1)),
-        dt_head(in.dt.stride(2)),
-        B_batch(in.B.stride(0)),
-        B_token(in.B.stride(1)),
-        B_group(in.B.stride(2)),
-        C_batch(in.C.stride(0)),
-        C_token(in.C.stride(1)),
-        C_group(in.C.stride(2)),
-        z_batch(in.z.stride(0)),
-        z_token(in.z.stride(1)),
-        z_head(in.z.stride(2)),
-        D_head(in.D ? in.D.stride(0) : in.D_per_channel.stride(0)),
-        D_channel(in.D ? 0 : in.D_per_channel.stride(1)),
-        state_batch(in.initial_state.stride(0)),
-        state_head(in.initial_state.stride(1)),
-        state_channel(in.initial_state.stride(2)),
-        length(in.x.extent(1)),
-        nheads(static_cast<int>(in.x.extent(2))),
-        headdim(static_cast<int>(in.x.extent(3))),
-        d_state(static_cast<int>(in.B.extent(3))),
-        heads_per_group(static_cast<int>(in.x.extent(2) / in.B.extent(2))),
-        options(how) {}
-};
-
-/// Where a kernel writes; final_state may be null.
-template <class T>
-struct DeviceOutputs {
-  T* out;
-  accumulate_t<T>* final_state;
-  Index out_batch, out_token, out_head, state_batch, state_head, state_channel;
-
-  explicit DeviceOutputs(const OutputViews<T, cuda>& to)
-      : out(to.out.data()),
-        final_state(to.final_state.data()),
-        out_batch(to.out.stride(0)),
-        out_token(to.out.stride(1)),
-        out_head(to.out.stride(2)),
-        state_batch(to.final_state.stride(0)),
-        state_head(to.final_state.stride(1)),
-        state_channel(to.final_state.stride(2)) {}
-};
 
 /// How the length is cut, and the memory in which segments meet: (batch, nheads, segments, d_state, 64) states and
 /// (batch, nheads, segments) decays.
@@ -122,6 +53,7 @@ __device__ inline void chunk_decays(const DeviceInputs<T>& in, const T* dt, Inde
     if (lane >= distance) before += other;
   }
   before -= sum[1];
+  __syncwarp();  // the chunk before has been read
 #pragma unroll
   for (int k = 0; k < 2; ++k) {
     c[2 * lane + k] = before + sum[k];
@@ -130,18 +62,18 @@ __device__ inline void chunk_decays(const DeviceInputs<T>& in, const T* dt, Inde
   __syncwarp();
 }
 
-/// The tensor-core path: grid (segments, nheads, batch), four warps. Without `Output` only the state is carried, from
-/// zero, and left in segments.states together with the segment's decay.
+/// The tensor-core path: four warps for each segment of each head of the batch. Without `Output` only the state is
+/// carried, from zero, and left in segments.states together with the segment's decay.
 template <class T, int N, bool Output>
 __global__ void __launch_bounds__(128) ssd_segment_kernel(DeviceInputs<T> in, DeviceOutputs<T> to, Segments segments) {
   using mma::swizzled;
   constexpr int Q = tile_tokens, P = 64;
   constexpr int m_tiles = N / 64;  // of 16 rows of the state, per warp
-  const int segment = static_cast<int>(blockIdx.x), head = static_cast<int>(blockIdx.y);
-  const Index batch = blockIdx.z;
+  const int segment = static_cast<int>(blockIdx.x % segments.count);
+  const Index slot = blockIdx.x, batch = slot / segments.count / in.nheads;
+  const int head = static_cast<int>(slot / segments.count % in.nheads);
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   const int group = head / in.heads_per_group;
-  const Index slot = (batch * in.nheads + head) * segments.count + segment;
 
   extern __shared__ __align__(128) unsigned char shared[];
   T* const tiles = reinterpret_cast<T*>(shared);
@@ -374,12 +306,12 @@ __global__ void __launch_bounds__(128) ssd_segment_kernel(DeviceInputs<T> in, De
 }
 
 /// Turns what each segment adds into what each begins with, in order: begin_0 = initial state, begin_{k+1} = decay_k
-/// begin_k + added_k. Grid (nheads, batch), a thread for every element of the state.
+/// begin_k + added_k. A block for each head of the batch.
 template <class T, int N>
 __global__ void ssd_segment_states_kernel(DeviceInputs<T> in, Segments segments) {
   constexpr int P = 64;
-  const int head = static_cast<int>(blockIdx.x);
-  const Index batch = blockIdx.y, first = (batch * in.nheads + head) * segments.count;
+  const Index batch = blockIdx.x / in.nheads, first = Index{blockIdx.x} * segments.count;
+  const int head = static_cast<int>(blockIdx.x % in.nheads);
   for (int i = static_cast<int>(threadIdx.x); i < N * P; i += static_cast<int>(blockDim.x)) {
     float state = 0.0f;
     if (in.initial_state != nullptr)
@@ -393,18 +325,122 @@ __global__ void ssd_segment_states_kernel(DeviceInputs<T> in, Segments segments)
   }
 }
 
-/// The general path: grid (ceil(headdim / 4), nheads, batch), a warp for each channel p, lanes over the state, which
-/// lies in shared memory, or in registers where it is small. Sequential in time.
+/// The general path, sequential in time: 16 lanes for four channels of a head, each with `States` elements of their
+/// states in registers (d_state <= 16 States); a block has 32 channels and brings tiles of 16 tokens into shared
+/// memory. Grid: pieces of 32 channels of every head of the batch.
+template <class T, int States>
+__global__ void __launch_bounds__(128) ssd_recurrence_kernel(DeviceInputs<T> in, DeviceOutputs<T> to) {
+  using A = accumulate_t<T>;
+  constexpr int tokens = 16, channels = 32, padded_state = 16 * States;
+  extern __shared__ __align__(128) unsigned char shared[];
+  A* const x_tile = reinterpret_cast<A*>(shared);  // (tokens, channels)
+  A* const y_tile = x_tile + tokens * channels;
+  A* const B_tile = y_tile + tokens * channels;  // (tokens, padded_state), zeros at the end of a row
+  A* const C_tile = B_tile + tokens * padded_state;
+  A* const steps = C_tile + tokens * padded_state;
+  A* const kept = steps + tokens;
+
+  const int pieces = (in.headdim + channels - 1) / channels;
+  const Index sequence = blockIdx.x / pieces, batch = sequence / in.nheads;
+  const int head = static_cast<int>(sequence % in.nheads), group = head / in.heads_per_group;
+  const int first = static_cast<int>(blockIdx.x % pieces) * channels;
+  const int thread = static_cast<int>(threadIdx.x), part = thread % 16, own = thread / 16 * 4;  // of the channels
+  const T* const x = in.x + batch * in.x_batch + head * in.x_head + first;
+  const T* const B = in.B + batch * in.B_batch + group * in.B_group;
+  const T* const C = in.C + batch * in.C_batch + group * in.C_group;
+  const T* const dt = in.dt + batch * in.dt_batch + head * in.dt_head;
+  const A rate = in.A[head], bias = in.dt_bias != nullptr ? in.dt_bias[head] : A(0);
+  const int width = min(channels, in.headdim - first);
+
+  A state[4][States];
+#pragma unroll
+  for (int p = 0; p < 4; ++p)
+#pragma unroll
+    for (int i = 0; i < States; ++i) {
+      const int n = part + 16 * i;
+      const bool given = in.initial_state != nullptr && own + p < width && n < in.d_state;
+      state[p][i] = given ? in.initial_state[batch * in.state_batch + head * in.state_head +
+                                             (first + own + p) * in.state_channel + n]
+                          : A(0);
+    }
+  for (Index begin = 0; begin < in.length; begin += tokens) {
+    const int count = in.length - begin < tokens ? static_cast<int>(in.length - begin) : tokens;
+    for (int i = thread; i < tokens * channels; i += 128) {
+      const int t = i / channels, p = i % channels;
+      x_tile[i] = t < count && p < width ? static_cast<A>(x[(begin + t) * in.x_token + p]) : A(0);
+    }
+    for (int i = thread; i < tokens * padded_state; i += 128) {
+      const int t = i / padded_state, n = i % padded_state;
+      const bool there = t < count && n < in.d_state;
+      B_tile[i] = there ? static_cast<A>(B[(begin + t) * in.B_token + n]) : A(0);
+      C_tile[i] = there ? static_cast<A>(C[(begin + t) * in.C_token + n]) : A(0);
+    }
+    if (thread < count) {
+      steps[thread] = discretize(static_cast<A>(dt[(begin + thread) * in.dt_token]), bias, in.options);
+      kept[thread] = decay(steps[thread], rate);
+    }
+    __syncthreads();
+    for (int t = 0; t < count; ++t) {
+      A input[4], y[4] = {};
+#pragma unroll
+      for (int p = 0; p < 4; ++p) input[p] = steps[t] * x_tile[t * channels + own + p];
+      const A keep = kept[t];
+#pragma unroll
+      for (int i = 0; i < States; ++i) {
+        const A b = B_tile[t * padded_state + part + 16 * i], c = C_tile[t * padded_state + part + 16 * i];
+#pragma unroll
+        for (int p = 0; p < 4; ++p) {
+          state[p][i] = keep * state[p][i] + input[p] * b;
+          y[p] += state[p][i] * c;
+        }
+      }
+      // Sums over 16 lanes of four numbers: each exchange halves how many a lane has; then it has one.
+      const bool high = (part & 8) != 0, odd = (part & 4) != 0;
+      const A low_pair[2] = {high ? y[0] : y[2], high ? y[1] : y[3]};  // given away
+      A pair[2] = {high ? y[2] : y[0], high ? y[3] : y[1]};
+#pragma unroll
+      for (int i = 0; i < 2; ++i) pair[i] += __shfl_xor_sync(0xffffffffu, low_pair[i], 8);
+      A sum = (odd ? pair[1] : pair[0]) + __shfl_xor_sync(0xffffffffu, odd ? pair[0] : pair[1], 4);
+      sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+      sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+      if (part % 4 == 0) y_tile[t * channels + own + part / 4] = sum;
+    }
+    __syncthreads();
+    for (int i = thread; i < count * channels; i += 128) {
+      const int t = i / channels, p = i % channels;
+      if (p >= width) continue;
+      A y = y_tile[i];
+      if (in.D != nullptr) y += in.D[head * in.D_head + (first + p) * in.D_channel] * x_tile[i];
+      if (in.z != nullptr)
+        y *= silu(static_cast<A>(in.z[batch * in.z_batch + (begin + t) * in.z_token + head * in.z_head + first + p]));
+      to.out[batch * to.out_batch + (begin + t) * to.out_token + head * to.out_head + first + p] = static_cast<T>(y);
+    }
+    __syncthreads();
+  }
+  if (to.final_state == nullptr) return;
+#pragma unroll
+  for (int p = 0; p < 4; ++p)
+#pragma unroll
+    for (int i = 0; i < States; ++i) {
+      const int n = part + 16 * i;
+      if (own + p < width && n < in.d_state)
+        to.final_state[batch * to.state_batch + head * to.state_head + (first + own + p) * to.state_channel + n] =
+            state[p][i];
+    }
+}
+
+/// Larger states: a warp for each channel, whose state lies in shared memory. Grid: pieces of four channels.
 template <class T>
-__global__ void ssd_recurrence_kernel(DeviceInputs<T> in, DeviceOutputs<T> to) {
+__global__ void __launch_bounds__(128) ssd_large_state_kernel(DeviceInputs<T> in, DeviceOutputs<T> to) {
   using A = accumulate_t<T>;
   extern __shared__ __align__(128) unsigned char shared[];
+  const int pieces = (in.headdim + 3) / 4;
+  const Index sequence = blockIdx.x / pieces, batch = sequence / in.nheads;
+  const int head = static_cast<int>(sequence % in.nheads), group = head / in.heads_per_group;
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  const int p = static_cast<int>(blockIdx.x) * (static_cast<int>(blockDim.x) / 32) + warp;
+  const int p = static_cast<int>(blockIdx.x % pieces) * 4 + warp;
   if (p >= in.headdim) return;
   A* const state = reinterpret_cast<A*>(shared) + warp * in.d_state;
-  const int head = static_cast<int>(blockIdx.y), group = head / in.heads_per_group;
-  const Index batch = blockIdx.z;
   for (int n = lane; n < in.d_state; n += 32)
     state[n] = in.initial_state != nullptr
                    ? in.initial_state[batch * in.state_batch + head * in.state_head + p * in.state_channel + n]
@@ -450,9 +486,9 @@ bool tensor_cores_take(const Inputs<T, cuda>& in, const OutputViews<T, cuda>& to
       return good;
     };
     const Index n = in.B.extent(3);
-    return in.x.extent(3) == 64 && (n == 64 || n == 128) && aligned(View<const T, 4, cuda>(in.x)) &&
-           aligned(View<const T, 4, cuda>(in.B)) && aligned(View<const T, 4, cuda>(in.C)) && aligned(in.z) &&
-           aligned(View<T, 4, cuda>(to.out));
+    return in.x.extent(1) > 0 && in.x.extent(3) == 64 && (n == 64 || n == 128) &&
+           aligned(View<const T, 4, cuda>(in.x)) && aligned(View<const T, 4, cuda>(in.B)) &&
+           aligned(View<const T, 4, cuda>(in.C)) && aligned(in.z) && aligned(View<T, 4, cuda>(to.out));
   }
 }
 
@@ -480,18 +516,18 @@ void launch_segments(const DeviceInputs<T>& in, const DeviceOutputs<T>& to, cons
   constexpr int Q = tile_tokens, P = 64;
   constexpr std::size_t bytes = (2 * (2 * Q * N + Q * P) + N * P) * sizeof(T) + 4 * 2 * Q * sizeof(float);
   Segments segments = cut(s);
-  const dim3 grid(static_cast<unsigned>(segments.count), static_cast<unsigned>(s.nheads),
-                  static_cast<unsigned>(s.batch));
+  const Index blocks = s.batch * s.nheads * segments.count;
+  require(blocks < (Index{1} << 31), "ssd: a batch of this size does not fit into one launch");
+  const unsigned grid = static_cast<unsigned>(blocks);
   if (segments.count > 1) {
-    const Index slots = s.batch * s.nheads * segments.count;
-    segments.states = workspace.template take<float>(slots * N * P);
-    segments.decays = workspace.template take<float>(slots);
+    segments.states = workspace.template take<float>(blocks * N * P);
+    segments.decays = workspace.template take<float>(blocks);
     const auto kernel = ssd_segment_kernel<T, N, false>;
     cuda_runtime::check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int{bytes}),
                         "cudaFuncSetAttribute");
     kernel<<<grid, 128, bytes, stream.handle>>>(in, to, segments);
     cuda_runtime::check_launch("ssd_segment_kernel (states)");
-    ssd_segment_states_kernel<T, N><<<dim3(grid.y, grid.z), 256, 0, stream.handle>>>(in, segments);
+    ssd_segment_states_kernel<T, N><<<static_cast<unsigned>(s.batch * s.nheads), 256, 0, stream.handle>>>(in, segments);
     cuda_runtime::check_launch("ssd_segment_states_kernel");
   }
   const auto kernel = ssd_segment_kernel<T, N, true>;
@@ -503,16 +539,27 @@ void launch_segments(const DeviceInputs<T>& in, const DeviceOutputs<T>& to, cons
 
 template <class T>
 void launch_recurrence(const DeviceInputs<T>& in, const DeviceOutputs<T>& to, const Sizes& s) {
-  constexpr int warps = 4;
-  const std::size_t bytes = static_cast<std::size_t>(warps * s.d_state) * sizeof(accumulate_t<T>);
-  const auto kernel = ssd_recurrence_kernel<T>;
-  cuda_runtime::check(
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
-      "cudaFuncSetAttribute");
-  const dim3 grid(static_cast<unsigned>((s.headdim + warps - 1) / warps), static_cast<unsigned>(s.nheads),
-                  static_cast<unsigned>(s.batch));
-  kernel<<<grid, warps * 32, bytes, cuda_runtime::current_stream().handle>>>(in, to);
-  cuda_runtime::check_launch("ssd_recurrence_kernel");
+  const auto launch = [&](auto kernel, Index channels, Index elements, const char* name) {
+    const Index blocks = s.batch * s.nheads * ((s.headdim + channels - 1) / channels);
+    const Index bytes = elements * static_cast<Index>(sizeof(accumulate_t<T>));
+    require(blocks < (Index{1} << 31), "ssd: a batch of this size does not fit into one launch");
+    require(bytes <= (Index{96} << 10), "ssd: d_state ", s.d_state, " is too large for a GPU");
+    cuda_runtime::check(
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
+        "cudaFuncSetAttribute");
+    kernel<<<static_cast<unsigned>(blocks), 128, static_cast<std::size_t>(bytes),
+             cuda_runtime::current_stream().handle>>>(in, to);
+    cuda_runtime::check_launch(name);
+  };
+  const auto tiles = [](Index states) { return 16 * (2 * 32 + 2 * 16 * states + 2); };
+  if (s.d_state <= 16)
+    launch(ssd_recurrence_kernel<T, 1>, 32, tiles(1), "ssd_recurrence_kernel");
+  else if (s.d_state <= 64)
+    launch(ssd_recurrence_kernel<T, 4>, 32, tiles(4), "ssd_recurrence_kernel");
+  else if (s.d_state <= 128)
+    launch(ssd_recurrence_kernel<T, 8>, 32, tiles(8), "ssd_recurrence_kernel");
+  else
+    launch(ssd_large_state_kernel<T>, 4, 4 * s.d_state, "ssd_large_state_kernel");
 }
 
 }  // namespace detail
@@ -520,11 +567,17 @@ void launch_recurrence(const DeviceInputs<T>& in, const DeviceOutputs<T>& to, co
 /// Bytes of workspace that forward takes on the current stream's GPU.
 template <class T>
 std::size_t workspace_bytes(const Inputs<T, cuda>& in, const Options&) {
-  const Sizes s = sizes(in);
-  const bool tensor_cores = sizeof(T) == 2 && s.headdim == 64 && (s.d_state == 64 || s.d_state == 128);
-  if (!tensor_cores || s.batch * s.length * s.nheads == 0) return 0;
-  const Index slots = s.batch * s.nheads * detail::cut(s).count;
-  return Workspace<cuda>::bytes_of<float>(slots * s.headdim * s.d_state) + Workspace<cuda>::bytes_of<float>(slots);
+  if constexpr (sizeof(T) != 2) {
+    return 0;
+  } else {
+    const Sizes s = sizes(in);
+    if (s.headdim != 64 || (s.d_state != 64 && s.d_state != 128) || s.batch * s.length * s.nheads == 0) return 0;
+    const Index slots = s.batch * s.nheads * detail::cut(s).count;
+    const std::size_t general =
+        Workspace<cuda>::bytes_of<float>(slots * s.headdim * s.d_state) + Workspace<cuda>::bytes_of<float>(slots);
+    const std::size_t hopper = detail::Walk(s).bytes(s.d_state);
+    return general > hopper ? general : hopper;
+  }
 }
 
 /// Writes into the caller's memory, on the current stream. Throws Error.
@@ -534,22 +587,25 @@ void forward(const Inputs<T, cuda>& in, const Options& options, const std::type_
   check(in, options, to);
   const Sizes s = sizes(in);
   ++forward_count().ssd;
-  const cuda_runtime::DeviceScope scope(cuda_runtime::current_stream().device);
   if (saved != nullptr) saved->options = options;
   if (s.batch * s.nheads * s.headdim == 0) return;
+  const cuda_runtime::DeviceScope scope(cuda_runtime::current_stream().device);
   const auto mark = workspace.mark();
   const detail::DeviceInputs<T> inputs(in, options);
   const detail::DeviceOutputs<T> outputs(to);
-  if (s.length > 0 && detail::tensor_cores_take(in, to)) {
+  const auto launch = [&] {
     if constexpr (std::is_same_v<T, bfloat16> || std::is_same_v<T, half>) {
-      if (s.d_state == 64)
-        detail::launch_segments<T, 64>(inputs, outputs, s, workspace);
-      else
-        detail::launch_segments<T, 128>(inputs, outputs, s, workspace);
+      if (detail::tensor_cores_take(in, to)) {
+        if (s.d_state == 64)
+          return detail::hopper_takes<T, 64>(in, to) ? detail::launch_hopper<T, 64>(in, to, inputs, outputs, workspace)
+                                                     : detail::launch_segments<T, 64>(inputs, outputs, s, workspace);
+        return detail::hopper_takes<T, 128>(in, to) ? detail::launch_hopper<T, 128>(in, to, inputs, outputs, workspace)
+                                                    : detail::launch_segments<T, 128>(inputs, outputs, s, workspace);
+      }
     }
-  } else {
     detail::launch_recurrence(inputs, outputs, s);
-  }
+  };
+  launch();
   workspace.reset(mark);
 }
 

@@ -1,0 +1,554 @@
+// SPDX-FileCopyrightText: 2026 The diffmamba authors
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "diffmamba/device/hopper.cuh"
+#include "diffmamba/device/mma.cuh"
+#include "diffmamba/device/workspace.hpp"
+#include "diffmamba/ops/ssd/ssd_device.cuh"
+
+/// SSD forward on Hopper (16-bit types, headdim 64, d_state 64 or 128).
+///
+/// A block has two heads of a group, a warpgroup each, which share the tiles of B and C, and two warps that run ahead
+/// of them: they start the copies of the next chunks of 64 tokens and turn dt into decays. A warpgroup walks over the
+/// chunks of its head with the state, S (headdim, d_state), in registers in float and a 16-bit copy of it in shared
+/// memory, so that x, B, C, dt are read once, out is written once and no intermediate sees global memory. Per chunk,
+/// with c_i the sum of dt A up to i, in powers of two, and u_j = 2^(c_end - c_j) dt_j x_j:
+///
+///   G = C B^T                            first, while the second and third are under way:
+///   Y = C S^T
+///   S <- 2^c_end S + U^T B               float; the second factor of the next chunk's Y once it is done
+///   out = 2^c_i Y + (2^(c_i - c_j) dt_j G) X + D x
+///
+/// The work is cut by chunks, not by sequences: each block gets the same number of consecutive chunks of the sequences
+/// (a sequence: two heads of a row of the batch) laid end to end. It begins with its last, unfinished sequence and
+/// leaves the state behind; it ends with the rest of the one that the block before it began, whose state has long been
+/// there by then. Nothing is computed twice, and since the state is handed over in float the cut changes no bit.
+/// Where there are fewer sequences than multiprocessors, they are cut into segments instead: a first launch computes
+/// what each segment adds to the state, a second adds up what state each begins with, a third computes the outputs.
+namespace diffmamba::ssd::detail {
+
+inline constexpr int hopper_heads = 2;  // of a block
+inline constexpr int hopper_threads = hopper_heads * 128 + 128;
+
+/// How the work is cut, and the memory in which its pieces meet.
+struct Walk {
+  Index sequences = 0;         // batch times pairs
+  Index share = 0;             // chunks of a block
+  int chunks = 0;              // of a sequence
+  int pairs = 0, group_pairs;  // pairs of heads: all, of a group
+  int segments = 1;            // of a sequence; 1: blocks hand over
+  int processors = 0;
+  float* states = nullptr;  // (slots, 2, 64, d_state): a slot for each block
+  float* decays = nullptr;  // (slots, 2), of segments
+  int* arrived = nullptr;   // number of blocks so far, then (slots, 2): the state is there
+
+  explicit Walk(const Sizes& s) {
+    cuda_runtime::check(
+        cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, cuda_runtime::current_stream().device),
+        "cudaDeviceGetAttribute");
+    group_pairs = static_cast<int>((s.heads_per_group() + hopper_heads - 1) / hopper_heads);
+    pairs = group_pairs * static_cast<int>(s.ngroups);
+    sequences = s.batch * pairs;
+    chunks = static_cast<int>((s.length + tile_tokens - 1) / tile_tokens);
+    if (sequences >= processors) {
+      // Whole sequences where that costs little.
+      share = (sequences * chunks + processors - 1) / processors;
+      const Index whole = (sequences + processors - 1) / processors * chunks;
+      if (whole * 100 <= share * 103) share = whole;
+      return;
+    }
+    // Chunks that the busiest multiprocessor sees; a segment's state costs half as much as its output, and the two
+    // further launches as much as three chunks.
+    double least = chunks;
+    share = chunks;
+    for (int count = 2; count <= 64 && count * 4 <= chunks; ++count) {
+      const Index of_segment = (chunks + count - 1) / count, waves = (sequences * count + processors - 1) / processors;
+      const double cost = 1.5 * static_cast<double>(waves * of_segment) + 3.0;
+      if (cost < least) least = cost, segments = count, share = of_segment;
+    }
+    segments = static_cast<int>((chunks + share - 1) / share);
+  }
+  bool hands_over() const { return segments == 1 && share % chunks != 0; }
+  Index blocks() const { return segments > 1 ? sequences * segments : (sequences * chunks + share - 1) / share; }
+
+  Index state_count(Index d_state) const { return blocks() * hopper_heads * 64 * d_state; }
+  Index decay_count() const { return blocks() * hopper_heads; }
+  Index arrived_count() const { return 1 + blocks() * hopper_heads; }
+  std::size_t bytes(Index d_state) const {
+    if (segments == 1 && !hands_over()) return 0;
+    return Workspace<cuda>::bytes_of<float>(state_count(d_state)) + Workspace<cuda>::bytes_of<float>(decay_count()) +
+           Workspace<cuda>::bytes_of<int>(arrived_count());
+  }
+  void take(Workspace<cuda>& workspace, Index d_state) {
+    if (segments == 1 && !hands_over()) return;
+    states = workspace.take<float>(state_count(d_state));
+    decays = workspace.take<float>(decay_count());
+    arrived = workspace.take<int>(arrived_count());
+  }
+};
+
+/// Consecutive chunks of a sequence. source, target: the slots in which the state before and after lies; -1: none.
+struct Piece {
+  Index sequence, source, target;
+  int first, last;
+};
+
+/// The k-th piece of a block; false: there is none. Without `output` the states of segments are computed.
+__device__ inline bool find_piece(const Walk& walk, Index block, int k, bool output, Piece& piece) {
+  if (walk.segments > 1) {
+    const int segment = static_cast<int>(block % walk.segments), share = static_cast<int>(walk.share);
+    piece = {block / walk.segments, output ? block : -1, output ? -1 : block, segment * share,
+             min((segment + 1) * share, walk.chunks)};
+    return k == 0 && (output || segment + 1 < walk.segments);
+  }
+  const Index all = walk.sequences * walk.chunks, begin = block * walk.share;
+  const Index end = begin + walk.share < all ? begin + walk.share : all;
+  const Index first = begin / walk.chunks, last = end / walk.chunks;
+  const int skipped = static_cast<int>(begin % walk.chunks), unfinished = static_cast<int>(end % walk.chunks);
+  if (unfinished > 0) {
+    if (k == 0) {
+      piece = {last, -1, block, 0, unfinished};
+      return true;
+    }
+    --k;
+  }
+  const Index whole = first + (skipped > 0 ? 1 : 0);
+  if (whole + k < last) {
+    piece = {whole + k, -1, -1, 0, walk.chunks};
+    return true;
+  }
+  piece = {first, block - 1, -1, skipped, walk.chunks};
+  return skipped > 0 && whole + k == last;
+}
+
+/// Whose piece it is.
+struct Place {
+  Index batch;
+  int group, head, heads;  // the block's first head, and how many it has
+  template <class T>
+  __device__ Place(const Walk& walk, const DeviceInputs<T>& in, Index sequence) : batch(sequence / walk.pairs) {
+    const int pair = static_cast<int>(sequence % walk.pairs), first = pair % walk.group_pairs * hopper_heads;
+    group = pair / walk.group_pairs;
+    head = group * in.heads_per_group + first;
+    heads = min(hopper_heads, in.heads_per_group - first);
+  }
+};
+
+struct HopperMaps {
+  CUtensorMap x, B, C, out;
+};
+
+/// Shared memory of a block, in bytes from a multiple of 1024.
+template <int N, bool Output>
+struct HopperMemory {
+  static constexpr int tile = 64 * 64 * 2, matrix = N / 64 * tile;
+  static constexpr int stages = N == 128 ? 3 : 4;
+  static constexpr int B = 0, x = matrix, C = x + hopper_heads * tile, stage = C + (Output ? matrix : 0);
+  static constexpr int state = stages * stage, out = state + (Output ? hopper_heads * matrix : 0);
+  static constexpr int decays = out + (Output ? hopper_heads * tile : 0);
+  static constexpr int bytes = decays + stages * hopper_heads * 4 * 64 * 4 + 1024;
+};
+
+/// Decays of a chunk as the warpgroups use them.
+struct ChunkDecays {
+  float4 pair[32];    // c_j, dt_j, c_{j+1}, dt_{j+1}
+  float2 to_end[32];  // 2^(c_end - c_j) dt_j
+  float2 start[32];   // 2^c_j
+};
+static_assert(sizeof(ChunkDecays) == 4 * 64 * 4);
+
+template <class T, int N, bool Output>
+__global__ void __launch_bounds__(hopper_threads, 1)
+    ssd_hopper_kernel(DeviceInputs<T> in, DeviceOutputs<T> to, Walk walk, const __grid_constant__ HopperMaps maps) {
+#if defined(DIFFMAMBA_SM90A)
+  using Memory = HopperMemory<N, Output>;
+  using mma::swizzled;
+  constexpr int Q = tile_tokens, P = 64, tile = Q * P;
+  extern __shared__ unsigned char hopper_shared[];
+  __shared__ std::uint64_t full[Memory::stages], empty[Memory::stages];
+  __shared__ Index block_index;
+  unsigned char* const memory = hopper_shared + (1024 - hopper::shared_address(hopper_shared) % 1024) % 1024;
+  const auto part = [&](int offset) { return reinterpret_cast<T*>(memory + offset); };
+  const auto decays = [&](int stage, int head) {
+    return reinterpret_cast<ChunkDecays*>(memory + Memory::decays) + stage * hopper_heads + head;
+  };
+  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < Memory::stages; ++i) {
+      hopper::initialise(&full[i], hopper_heads + 1);
+      hopper::initialise(&empty[i], hopper_heads * 4);
+    }
+    hopper::publish_barriers();
+    // Blocks are numbered as they begin, so that the one whose state a block waits for has begun before it.
+    block_index = walk.segments == 1 && walk.arrived != nullptr ? atomicAdd(walk.arrived, 1) : int(blockIdx.x);
+  }
+  __syncthreads();
+  const Index block = block_index;
+  Piece piece;
+  int stage = 0;
+  unsigned parity = 0;
+  const auto next_stage = [&] {
+    if (++stage == Memory::stages) stage = 0, parity ^= 1;
+  };
+
+  if (warp >= hopper_heads * 4) {  // copies and decays
+    hopper::set_registers<56, false>();
+    const int own = warp - hopper_heads * 4;
+    if (own >= hopper_heads) return;
+    for (int k = 0; find_piece(walk, block, k, Output, piece); ++k) {
+      const Place place(walk, in, piece.sequence);
+      const int head = place.head + own;
+      const bool valid = own < place.heads;
+      const float A = valid ? in.A[head] * 1.44269504089f : 0.0f;  // log2(e): exponentials are powers of two
+      const float bias = valid && in.dt_bias != nullptr ? in.dt_bias[head] : 0.0f;
+      const T* const dt = in.dt + place.batch * in.dt_batch + (valid ? head * in.dt_head : 0);
+      T raw[2];
+      const auto load_dt = [&](int chunk) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const Index token = Index{chunk} * Q + 2 * lane + i;
+          raw[i] = dt[(token < in.length ? token : 0) * in.dt_token];
+        }
+      };
+      load_dt(piece.first);
+      for (int chunk = piece.first; chunk < piece.last; ++chunk) {
+        float step[2], sum[2];
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const bool inside = valid && Index{chunk} * Q + 2 * lane + i < in.length;
+          step[i] = inside ? discretize(static_cast<float>(raw[i]), bias, in.options) : 0.0f;
+        }
+        if (chunk + 1 < piece.last) load_dt(chunk + 1);
+        hopper::wait(&empty[stage], parity ^ 1);
+        if (own == 0 && lane == 0) {
+          hopper::arrive_expecting(&full[stage], (Output ? 2 : 1) * Memory::matrix + hopper_heads * Memory::tile);
+          T* const tiles = part(stage * Memory::stage);
+#pragma unroll
+          for (int i = 0; i < N / 64; ++i) {
+            hopper::load_tile(tiles + Memory::B / 2 + i * tile, &maps.B, &full[stage], i * 64, place.group, chunk * Q,
+                              static_cast<int>(place.batch));
+            if (Output)
+              hopper::load_tile(tiles + Memory::C / 2 + i * tile, &maps.C, &full[stage], i * 64, place.group, chunk * Q,
+                                static_cast<int>(place.batch));
+          }
+#pragma unroll
+          for (int i = 0; i < hopper_heads; ++i)
+            hopper::load_tile(tiles + Memory::x / 2 + i * tile, &maps.x, &full[stage], 0, place.head + i, chunk * Q,
+                              static_cast<int>(place.batch));
+        }
+        sum[0] = step[0] * A;
+        sum[1] = sum[0] + step[1] * A;
+        float before = sum[1];
+#pragma unroll
+        for (int distance = 1; distance < 32; distance *= 2) {
+          const float other = __shfl_up_sync(0xffffffffu, before, distance);
+          if (lane >= distance) before += other;
+        }
+        const float end = __shfl_sync(0xffffffffu, before, 31);
+        before -= sum[1];
+        sum[0] += before;
+        sum[1] += before;
+        ChunkDecays* const target = decays(stage, own);
+        target->pair[lane] = make_float4(sum[0], step[0], sum[1], step[1]);
+        target->to_end[lane] =
+            make_float2(mma::power_of_two(end - sum[0]) * step[0], mma::power_of_two(end - sum[1]) * step[1]);
+        target->start[lane] = make_float2(mma::power_of_two(sum[0]), mma::power_of_two(sum[1]));
+        __syncwarp();
+        if (lane == 0) hopper::arrive(&full[stage]);
+        next_stage();
+      }
+    }
+    return;
+  }
+
+  hopper::set_registers<224, true>();
+  // A warpgroup, its head; fragments: row `row` and that + 8, columns `column` + 8 j and the next.
+  const int own = warp / 4, rows = warp % 4 * 16, row = rows + lane / 4, column = 2 * (lane % 4);
+  const int barrier = 1 + own;
+  T* const state_tile = part(Memory::state + own * Memory::matrix);
+  T* const out_tile = part(Memory::out + own * Memory::tile) + rows * P;  // of this warp
+  // Where this lane's row lies for load_matrices and store_matrices of 16 x 16 numbers.
+  const int matrix_row = lane % 16, matrix_unit = lane / 16;
+  float state[N / 2], y[32] = {}, scores[32] = {};
+
+  const auto publish_state = [&] {
+#pragma unroll
+    for (int j = 0; j < N / 8; j += 2)
+      hopper::store_matrices(
+          state_tile + j / 8 * tile + swizzled<64>(rows + matrix_row, j % 8 + matrix_unit),
+          mma::pack<T>(state[4 * j], state[4 * j + 1]), mma::pack<T>(state[4 * j + 2], state[4 * j + 3]),
+          mma::pack<T>(state[4 * j + 4], state[4 * j + 5]), mma::pack<T>(state[4 * j + 6], state[4 * j + 7]));
+    hopper::publish_stores();
+    hopper::synchronize(barrier, 128);
+  };
+
+  for (int k = 0; find_piece(walk, block, k, Output, piece); ++k) {
+    const Place place(walk, in, piece.sequence);
+    const int head = place.head + own;
+    const bool valid = own < place.heads;
+    float total = 0.0f;  // of a segment, in powers of two
+    {
+      const float* source = nullptr;
+      Index channel = N;
+      if (piece.source >= 0) {
+        if (walk.segments == 1) {
+          if (threadIdx.x % 128 == 0) {
+            const volatile int* const there = walk.arrived + 1 + piece.source * hopper_heads + own;
+            while (*there == 0) __nanosleep(100);
+            __threadfence();
+          }
+          hopper::synchronize(barrier, 128);
+        }
+        source = walk.states + (piece.source * hopper_heads + own) * P * N;
+      } else if (Output && in.initial_state != nullptr && valid) {
+        source = in.initial_state + place.batch * in.state_batch + head * in.state_head;
+        channel = in.state_channel;
+      }
+#pragma unroll
+      for (int i = 0; i < N / 2; ++i)
+        state[i] =
+            source == nullptr ? 0.0f : __ldcg(source + (row + i % 4 / 2 * 8) * channel + i / 4 * 8 + column + i % 2);
+      if constexpr (Output) publish_state();
+    }
+    float D = 0.0f;
+    if (Output && valid && in.D != nullptr && in.D_channel == 0) D = in.D[head * in.D_head];
+
+    for (int chunk = piece.first; chunk < piece.last; ++chunk) {
+      const T* const tiles = part(stage * Memory::stage);
+      const T *const B_tile = tiles + Memory::B / 2, *const C_tile = tiles + Memory::C / 2,
+                     *const x_tile = tiles + Memory::x / 2 + own * tile;
+      const ChunkDecays& decay = *decays(stage, own);
+      hopper::wait(&full[stage], parity);
+      const float kept = decay.start[31].y;
+#pragma unroll
+      for (int i = 0; i < N / 2; ++i) state[i] *= kept;
+      if (!Output) total += decay.pair[31].z;
+      if constexpr (Output) {
+        hopper::begin_products();
+#pragma unroll
+        for (int i = 0; i < N / 16; ++i)
+          hopper::multiply<T>(scores, hopper::rows_factor(C_tile + i / 4 * tile, i % 4 * 16),
+                              hopper::rows_factor(B_tile + i / 4 * tile, i % 4 * 16), i > 0);
+        hopper::end_products();
+#pragma unroll
+        for (int i = 0; i < N / 16; ++i)
+          hopper::multiply<T>(y, hopper::rows_factor(C_tile + i / 4 * tile, i % 4 * 16),
+                              hopper::rows_factor(state_tile + i / 4 * tile, i % 4 * 16), i > 0);
+        hopper::end_products();
+      }
+      // u^T, 16 channels of each warp, and the state.
+      unsigned u[Q / 16][4];
+#pragma unroll
+      for (int i = 0; i < Q / 16; ++i) {
+        mma::load_matrices_transposed(
+            u[i], x_tile + swizzled<64>(i * 16 + lane % 8 + lane / 16 * 8, rows / 8 + lane / 8 % 2));
+        const float2 weights[2] = {decay.to_end[i * 8 + lane % 4], decay.to_end[i * 8 + 4 + lane % 4]};
+#pragma unroll
+        for (int r = 0; r < 4; ++r) {
+          const float2 value = mma::unpack<T>(u[i][r]);
+          u[i][r] = mma::pack<T>(value.x * weights[r / 2].x, value.y * weights[r / 2].y);
+        }
+      }
+      hopper::hold(state);
+      hopper::begin_products();
+#pragma unroll
+      for (int i = 0; i < Q / 16; ++i)
+        hopper::multiply<T>(state, u[i], hopper::columns_factor(B_tile, i * 16, Memory::tile));
+      hopper::end_products();
+
+      if constexpr (Output) {
+        hopper::wait_for_products<2>();
+        hopper::hold(scores);
+        unsigned weighted[Q / 16][4];
+        const float c_row[2] = {reinterpret_cast<const float2*>(decay.pair)[row].x,
+                                reinterpret_cast<const float2*>(decay.pair)[row + 8].x};
+#pragma unroll
+        for (int j = 0; j < 8; ++j) {
+          float value[4] = {};
+          {
+            const float4 c = decay.pair[j * 4 + lane % 4];
+            const int first = j * 8 + column;
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+              const float exponent = c_row[i / 2] - (i % 2 == 0 ? c.x : c.z);
+              const float factor = mma::power_of_two(exponent) * (i % 2 == 0 ? c.y : c.w);
+              value[i] = first + i % 2 <= row + i / 2 * 8 ? scores[4 * j + i] * factor : 0.0f;
+            }
+          }
+          weighted[j / 2][j % 2 * 2] = mma::pack<T>(value[0], value[1]);
+          weighted[j / 2][j % 2 * 2 + 1] = mma::pack<T>(value[2], value[3]);
+        }
+        hopper::wait_for_products<1>();
+        hopper::hold(y);
+        const float start[2] = {reinterpret_cast<const float*>(decay.start)[row],
+                                reinterpret_cast<const float*>(decay.start)[row + 8]};
+#pragma unroll
+        for (int i = 0; i < 32; ++i) y[i] *= start[i % 4 / 2];
+        hopper::hold(y);
+        hopper::begin_products();
+#pragma unroll
+        for (int i = 0; i < Q / 16; ++i)
+          hopper::multiply<T>(y, weighted[i], hopper::columns_factor(x_tile, i * 16, Memory::tile));
+        hopper::end_products();
+        hopper::wait_for_products<1>();
+        hopper::hold(state);
+        if (lane == 0) hopper::wait_for_stores_to_read();  // the rows of the chunk before, below
+        hopper::synchronize(barrier, 128);                 // nobody reads the old copy of the state any more
+        if (chunk + 1 < piece.last) publish_state();
+        hopper::wait_for_products<0>();
+        hopper::hold(y);
+
+        // D x and the gate; then out in whole rows.
+#pragma unroll
+        for (int j = 0; j < 8; j += 2) {
+          if (in.D != nullptr) {
+            unsigned x[4];
+            mma::load_matrices(x, x_tile + swizzled<64>(rows + matrix_row, j + matrix_unit));
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+              const float2 value = mma::unpack<T>(x[i]);
+              float first = D, second = D;
+              if (in.D_channel != 0 && valid) {
+                const float* const channel = in.D + head * in.D_head + ((j + i / 2) * 8 + column) * in.D_channel;
+                first = channel[0], second = channel[in.D_channel];
+              }
+              y[4 * j + 2 * i] += first * value.x;
+              y[4 * j + 2 * i + 1] += second * value.y;
+            }
+          }
+          if (in.z != nullptr && valid) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+              const Index token = Index{chunk} * Q + row + i % 2 * 8;
+              if (token >= in.length) continue;
+              const T* const z =
+                  in.z + place.batch * in.z_batch + token * in.z_token + head * in.z_head + (j + i / 2) * 8 + column;
+              const float2 gate = mma::unpack<T>(*reinterpret_cast<const unsigned*>(z));
+              y[4 * j + 2 * i] *= silu(gate.x);
+              y[4 * j + 2 * i + 1] *= silu(gate.y);
+            }
+          }
+          hopper::store_matrices(out_tile + swizzled<64>(matrix_row, j + matrix_unit),
+                                 mma::pack<T>(y[4 * j], y[4 * j + 1]), mma::pack<T>(y[4 * j + 2], y[4 * j + 3]),
+                                 mma::pack<T>(y[4 * j + 4], y[4 * j + 5]), mma::pack<T>(y[4 * j + 6], y[4 * j + 7]));
+        }
+        hopper::publish_stores();
+        __syncwarp();
+        if (lane == 0) {
+          hopper::arrive(&empty[stage]);
+          if (valid) hopper::store_tile(&maps.out, out_tile, 0, head, chunk * Q + rows, static_cast<int>(place.batch));
+        }
+      } else {
+        hopper::wait_for_products<0>();
+        hopper::hold(state);
+        __syncwarp();
+        if (lane == 0) hopper::arrive(&empty[stage]);
+      }
+      next_stage();
+    }
+
+    // What the piece leaves behind.
+    float* target = nullptr;
+    Index channel = N;
+    if (piece.target >= 0) {
+      target = walk.states + (piece.target * hopper_heads + own) * P * N;
+    } else if (Output && to.final_state != nullptr && valid && piece.last == walk.chunks) {
+      target = to.final_state + place.batch * to.state_batch + head * to.state_head;
+      channel = to.state_channel;
+    }
+    if (target != nullptr)
+#pragma unroll
+      for (int i = 0; i < N / 2; ++i) target[(row + i % 4 / 2 * 8) * channel + i / 4 * 8 + column + i % 2] = state[i];
+    if (piece.target >= 0) {
+      if (walk.segments == 1) {
+        __threadfence();
+        hopper::synchronize(barrier, 128);
+        if (threadIdx.x % 128 == 0)
+          *reinterpret_cast<volatile int*>(walk.arrived + 1 + piece.target * hopper_heads + own) = 1;
+      } else if (threadIdx.x % 128 == 0) {
+        walk.decays[piece.target * hopper_heads + own] = exp2f(total);
+      }
+    }
+  }
+  if (Output && lane == 0) hopper::wait_for_stores_to_read();
+#endif
+}
+
+/// Turns what each segment adds into what each begins with, in order: begin_0 = initial state, begin_{k+1} = decay_k
+/// begin_k + added_k. A thread for every element of the states, grid (pieces of a state, heads of sequences).
+template <class T, int N>
+__global__ void ssd_hopper_states_kernel(DeviceInputs<T> in, Walk walk) {
+  constexpr int size = 64 * N;
+  const int i = static_cast<int>(blockIdx.y * blockDim.x + threadIdx.x);
+  const Index sequence = blockIdx.x / hopper_heads;
+  const int own = static_cast<int>(blockIdx.x % hopper_heads);
+  const Place place(walk, in, sequence);
+  if (own >= place.heads) return;
+  float state = 0.0f;
+  if (in.initial_state != nullptr)
+    state = in.initial_state[place.batch * in.state_batch + (place.head + own) * in.state_head +
+                             i / N * in.state_channel + i % N];
+  Index slot = sequence * walk.segments * hopper_heads + own;
+#pragma unroll 8
+  for (int segment = 0; segment + 1 < walk.segments; ++segment, slot += hopper_heads) {
+    float& there = walk.states[slot * size + i];
+    const float added = there;
+    there = state;
+    state = walk.decays[slot] * state + added;
+  }
+  walk.states[slot * size + i] = state;
+}
+
+/// Whether the kernels have a body for the current stream's GPU and the copy engine can walk over the operands.
+template <class T, int N>
+bool hopper_takes(const Inputs<T, cuda>& in, const OutputViews<T, cuda>& to) {
+  if (!hopper::can_map(View<const T, 4, cuda>(in.x)) || !hopper::can_map(View<const T, 4, cuda>(in.B)) ||
+      !hopper::can_map(View<const T, 4, cuda>(in.C)) || !hopper::can_map(View<T, 4, cuda>(to.out)))
+    return false;
+  const int device = cuda_runtime::current_stream().device;
+  int major = 0, minor = 0;
+  cuda_runtime::check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
+                      "cudaDeviceGetAttribute");
+  cuda_runtime::check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device),
+                      "cudaDeviceGetAttribute");
+  if (major != 9 || minor != 0) return false;
+  // Only the body has barriers in static shared memory; code for sm_90 (without the a) is empty.
+  cudaFuncAttributes attributes;
+  cuda_runtime::check(cudaFuncGetAttributes(&attributes, ssd_hopper_kernel<T, N, true>), "cudaFuncGetAttributes");
+  return attributes.sharedSizeBytes > 0;
+}
+
+template <class T, int N>
+void launch_hopper(const Inputs<T, cuda>& in, const OutputViews<T, cuda>& to, const DeviceInputs<T>& inputs,
+                   const DeviceOutputs<T>& outputs, Workspace<cuda>& workspace) {
+  const auto stream = cuda_runtime::current_stream();
+  const Sizes s = sizes(in);
+  Walk walk(s);
+  walk.take(workspace, N);
+  require(walk.blocks() < (Index{1} << 31) / hopper_heads, "ssd: a batch of this size does not fit into one launch");
+  const HopperMaps maps{hopper::tensor_map(View<const T, 4, cuda>(in.x), tile_tokens),
+                        hopper::tensor_map(View<const T, 4, cuda>(in.B), tile_tokens),
+                        hopper::tensor_map(View<const T, 4, cuda>(in.C), tile_tokens),
+                        hopper::tensor_map(View<T, 4, cuda>(to.out), 16)};
+  const unsigned blocks = static_cast<unsigned>(walk.blocks());
+  const auto launch = [&](auto kernel, int bytes, const char* name) {
+    cuda_runtime::check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+                        "cudaFuncSetAttribute");
+    kernel<<<blocks, hopper_threads, static_cast<std::size_t>(bytes), stream.handle>>>(inputs, outputs, walk, maps);
+    cuda_runtime::check_launch(name);
+  };
+  if (walk.segments > 1) {
+    launch(ssd_hopper_kernel<T, N, false>, HopperMemory<N, false>::bytes, "ssd_hopper_kernel (states)");
+    const dim3 grid(static_cast<unsigned>(walk.sequences * hopper_heads), 64 * N / 256);
+    ssd_hopper_states_kernel<T, N><<<grid, 256, 0, stream.handle>>>(inputs, walk);
+    cuda_runtime::check_launch("ssd_hopper_states_kernel");
+  } else if (walk.hands_over()) {
+    cuda_runtime::check(
+        cudaMemsetAsync(walk.arrived, 0, static_cast<std::size_t>(walk.arrived_count()) * sizeof(int), stream.handle),
+        "cudaMemsetAsync");
+  }
+  launch(ssd_hopper_kernel<T, N, true>, HopperMemory<N, true>::bytes, "ssd_hopper_kernel");
+}
+
+}  // namespace diffmamba::ssd::detail
