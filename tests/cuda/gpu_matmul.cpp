@@ -181,7 +181,7 @@ TEST_SUITE("on a GPU" * doctest::skip(cuda_runtime::device_count() == 0)) {
       auto dwant = linear::backward(in64, dy64);
       const auto dbias = to<cuda>(bias);
       const linear::Inputs<T, cuda> din{.x = x.view, .weight = w.view, .bias = dbias};
-      CHECK(norm_error(to<cpu>(linear::forward(din)), want) < (std::is_same_v<T, bfloat16> ? 2.5e-3 : tolerance<T>));
+      CHECK(norm_error(to<cpu>(linear::forward(din)), want) < tolerance<T>);
       auto got = linear::backward(din, View<const T, 2, cuda>(dy.view));
       CHECK(norm_error(to<cpu>(got.dx), dwant.dx) < tolerance<T>);
       CHECK(norm_error(to<cpu>(got.dweight), dwant.dweight) < tolerance<S>);

@@ -88,7 +88,7 @@ inline Index vocabulary(Index columns, const Options& options) {
 /// What the forms with a workspace take from it.
 template <class T>
 std::size_t workspace_bytes(Index rows) {
-  return Workspace<cpu>::bytes_of<accumulate_t<T>>(rows);
+  return Workspace<cpu>::bytes_of<accumulate_t<T>>(rows) + Workspace<cpu>::bytes_of<accumulate_t<T>>(2);
 }
 
 /// Checks shapes and options.
