@@ -5,6 +5,7 @@
 #include <algorithm>   // std::max
 #include <cmath>       // std::abs, std::isfinite
 #include <filesystem>  // std::filesystem::path
+#include <map>         // std::map
 #include <optional>    // std::optional
 #include <set>         // std::set
 #include <string>      // std::string
@@ -27,6 +28,23 @@ struct Comparison {
   bool passed() const { return mistake.empty() && fraction <= 1; }
 };
 
+/// What an adapter computed, on the host and in double: kept instead of compared where there is no file to compare with
+/// but another run.
+struct Kept {
+  std::vector<Index> shape;
+  std::vector<double> values;
+  bool rounded = false;  // a 16-bit type
+};
+
+/// The tensor on a device; an absent one stays absent.
+template <Device D, class T, int Rank>
+Tensor<T, Rank, D> on(Tensor<T, Rank> tensor) {
+  if constexpr (std::is_same_v<D, cpu>)
+    return tensor;
+  else
+    return tensor ? to<D>(tensor) : Tensor<T, Rank, D>();
+}
+
 /// One case. It keeps book: whatever the file gives (a tensor, an attribute) must be read, and whatever it expects must
 /// be checked, so that an option that an adapter does not know is a failure and cannot be overlooked.
 class Case {
@@ -48,6 +66,16 @@ class Case {
     relative_ = std::stod(metadata(own ? "rtol_f64" : "rtol_f32"));
     absolute_ = std::stod(metadata(own ? "atol_f64" : "atol_f32"));
   }
+
+  /// Nothing is compared with the file: what is checked is kept, and the inputs that are named in `rounded` are rounded
+  /// to bfloat16 whatever type they are read as.
+  void keep(std::set<std::string> rounded = {}) {
+    keeps_ = true;
+    round_ = std::move(rounded);
+  }
+  const std::map<std::string, Kept>& kept() const { return kept_; }
+  /// The inputs that were read as bfloat16.
+  const std::set<std::string>& read_rounded() const { return read_rounded_; }
 
   // --- Attributes. null stands for "not used", like an absent key.
   // -------------------------------------------------------
@@ -119,30 +147,28 @@ class Case {
     return result;
   }
 
-  template <class T, int Rank>
-  Tensor<T, Rank> tensor(const std::string& name) {
-    known_.insert(name);
-    return file_.tensor<T, Rank>(name);
+  template <class T, int Rank, Device D = cpu>
+  Tensor<T, Rank, D> tensor(const std::string& name) {
+    return on<D>(read(name, file_.tensor<T, Rank>(name)));
   }
   /// Absent (an empty tensor, as a view absent too) if the file does not have it.
-  template <class T, int Rank>
-  Tensor<T, Rank> optional(const std::string& name) {
-    return has(name) ? tensor<T, Rank>(name) : Tensor<T, Rank>();
+  template <class T, int Rank, Device D = cpu>
+  Tensor<T, Rank, D> optional(const std::string& name) {
+    return has(name) ? tensor<T, Rank, D>(name) : Tensor<T, Rank, D>();
   }
   /// The same elements with other sizes.
-  template <class T, int Rank>
-  Tensor<T, Rank> tensor(const std::string& name, const Extents<Rank>& extents) {
-    known_.insert(name);
+  template <class T, int Rank, Device D = cpu>
+  Tensor<T, Rank, D> tensor(const std::string& name, const Extents<Rank>& extents) {
     auto result = Tensor<T, Rank>::uninitialized(extents);
     const std::vector<T> values = file_.values<T>(name);
     require(static_cast<Index>(values.size()) == result.size(), name, " has ", values.size(), " elements, expected ",
             extents);
     std::copy(values.begin(), values.end(), result.data());
-    return result;
+    return on<D>(read(name, std::move(result)));
   }
-  template <class T, int Rank>
-  Tensor<T, Rank> optional(const std::string& name, const Extents<Rank>& extents) {
-    return has(name) ? tensor<T, Rank>(name, extents) : Tensor<T, Rank>();
+  template <class T, int Rank, Device D = cpu>
+  Tensor<T, Rank, D> optional(const std::string& name, const Extents<Rank>& extents) {
+    return has(name) ? tensor<T, Rank, D>(name, extents) : Tensor<T, Rank, D>();
   }
   template <class T>
   std::vector<T> values(const std::string& name) {
@@ -152,8 +178,8 @@ class Case {
 
   // --- Expected tensors
   // -----------------------------------------------------------------------------------------------
-  template <class T, int Rank>
-  void check(const std::string& name, const View<T, Rank>& got) {
+  template <class T, int Rank, class D>
+  void check(const std::string& name, const View<T, Rank, D>& got) {
     Comparison result{.name = name};
     known_.insert(name);
     std::vector<Index> have;
@@ -164,16 +190,16 @@ class Case {
       result.mistake =
           "has the shape " + detail::print_shape(shape(name)) + ", computed was " + detail::print_shape(have);
     else
-      compare(result, to_tensor(got));
+      compare(result, on_host(got));
     comparisons_.push_back(result);
   }
-  template <class T, int Rank>
-  void check(const std::string& name, const Tensor<T, Rank>& got) {
+  template <class T, int Rank, class D>
+  void check(const std::string& name, const Tensor<T, Rank, D>& got) {
     check(name, got.view());
   }
   /// Only the number of elements must agree; they follow one another in the same order.
-  template <class T, int Rank>
-  void check_elements(const std::string& name, const View<T, Rank>& got) {
+  template <class T, int Rank, class D>
+  void check_elements(const std::string& name, const View<T, Rank, D>& got) {
     Comparison result{.name = name};
     known_.insert(name);
     if (!has(name))
@@ -182,11 +208,11 @@ class Case {
       result.mistake = "has the shape " + detail::print_shape(shape(name)) + ", computed were " +
                        std::to_string(got.size()) + " elements";
     else
-      compare(result, to_tensor(got));
+      compare(result, on_host(got));
     comparisons_.push_back(result);
   }
-  template <class T, int Rank>
-  void check_elements(const std::string& name, const Tensor<T, Rank>& got) {
+  template <class T, int Rank, class D>
+  void check_elements(const std::string& name, const Tensor<T, Rank, D>& got) {
     check_elements(name, got.view());
   }
   template <class T>
@@ -200,8 +226,8 @@ class Case {
   void gradient(const std::string& argument, const Value& got) {
     if (has("grad." + argument)) check("grad." + argument, got);
   }
-  template <class T, int Rank>
-  void gradient_elements(const std::string& argument, const Tensor<T, Rank>& got) {
+  template <class T, int Rank, class D>
+  void gradient_elements(const std::string& argument, const Tensor<T, Rank, D>& got) {
     if (has("grad." + argument)) check_elements("grad." + argument, got);
   }
   void mistake(const std::string& name, const std::string& what) {
@@ -230,8 +256,32 @@ class Case {
     require(found != file_.metadata().end(), file_.path().string(), ": no metadata entry \"", key, "\"");
     return found->second;
   }
+  /// Keeps book of an input that was read, and rounds it where that was asked for.
+  template <class T, int Rank>
+  Tensor<T, Rank> read(const std::string& name, Tensor<T, Rank> tensor) {
+    known_.insert(name);
+    if constexpr (std::is_same_v<T, bfloat16>) read_rounded_.insert(name);
+    if constexpr (std::is_floating_point_v<T>)
+      if (round_.contains(name))
+        for (T& value : tensor) value = static_cast<T>(bfloat16(static_cast<float>(value)));
+    return tensor;
+  }
+  template <class T, int Rank, class D>
+  static auto on_host(const View<T, Rank, D>& got) {
+    auto result = Tensor<std::remove_const_t<T>, Rank>::uninitialized(got.extents());
+    copy(got, result.view());
+    return result;
+  }
   template <class T, int Rank>
   void compare(Comparison& result, const Tensor<T, Rank>& got) {
+    if (keeps_) {
+      Kept kept;
+      kept.rounded = sizeof(T) == 2;
+      for (int axis = 0; axis < Rank; ++axis) kept.shape.push_back(got.extent(axis));
+      for (const T value : got) kept.values.push_back(static_cast<double>(value));
+      kept_.insert_or_assign(result.name, std::move(kept));
+      return;
+    }
     const auto count = static_cast<std::size_t>(got.size());
     if constexpr (std::is_integral_v<T>) {
       const auto want = file_.values<std::int64_t>(result.name);
@@ -270,7 +320,9 @@ class Case {
   SafetensorsFile file_;
   Json attributes_;
   double relative_ = 0, absolute_ = 0;
-  std::set<std::string> known_;
+  bool keeps_ = false;
+  std::map<std::string, Kept> kept_;
+  std::set<std::string> known_, round_, read_rounded_;
   std::vector<Comparison> comparisons_;
 };
 
@@ -282,13 +334,21 @@ inline bool silu_activation(Case& golden, const char* key = "activation") {
   return !name.empty();
 }
 
-/// (batch, channels, length) of the golden files <-> (batch, length, channels) of the library.
-template <class T>
-Tensor<T, 3> channel_last(const Tensor<T, 3>& x) {
-  return x ? to_tensor(x.view().template permute<0, 2, 1>()) : Tensor<T, 3>();
+/// A dense tensor of the same device, of a view with any strides.
+template <class T, int Rank, class D>
+Tensor<std::remove_const_t<T>, Rank, D> dense(const View<T, Rank, D>& view) {
+  auto result = Tensor<std::remove_const_t<T>, Rank, D>::uninitialized(view.extents());
+  copy(view, result.view());
+  return result;
 }
-template <class T>
-View<const T, 3> channel_first(const Tensor<T, 3>& x) {
+
+/// (batch, channels, length) of the golden files <-> (batch, length, channels) of the library.
+template <class T, class D>
+Tensor<T, 3, D> channel_last(const Tensor<T, 3, D>& x) {
+  return x ? dense(x.view().template permute<0, 2, 1>()) : Tensor<T, 3, D>();
+}
+template <class T, class D>
+View<const T, 3, D> channel_first(const Tensor<T, 3, D>& x) {
   return x.view().template permute<0, 2, 1>();
 }
 

@@ -14,14 +14,14 @@ cross_entropy::Reduction reduction(const std::string& name) {
   fail("attribute reduction is \"", name, "\", expected mean, sum or none");
 }
 
-template <class T>
+template <class T, class D>
 void loss(Case& golden) {
   const auto& shape = golden.shape("in.logits");
   const Index vocab_size = shape.back();
   Index rows = 1;
   for (std::size_t axis = 0; axis + 1 < shape.size(); ++axis) rows *= shape[axis];
-  const auto logits = golden.tensor<T, 2>("in.logits", {rows, vocab_size});
-  auto labels = golden.tensor<Index, 1>("in.labels", Extents<1>(rows));
+  const auto logits = golden.tensor<T, 2, D>("in.logits", {rows, vocab_size});
+  auto host_labels = golden.tensor<Index, 1>("in.labels", Extents<1>(rows));
   const cross_entropy::Options options{.ignore_index = golden.integer("ignore_index", -100),
                                        .label_smoothing = golden.number("label_smoothing", 0),
                                        .reduction = reduction(golden.text("reduction", "mean"))};
@@ -32,12 +32,13 @@ void loss(Case& golden) {
   const Index length = shift ? shape[shape.size() - 2] : rows;
   if (shift) {
     require(shape.size() >= 2, "in.logits have no sequence axis to shift along");
-    labels =
-        cross_entropy::shifted(labels.reshape(Extents{length > 0 ? rows / length : 0, length}), options.ignore_index);
+    host_labels = cross_entropy::shifted(host_labels.reshape(Extents{length > 0 ? rows / length : 0, length}),
+                                         options.ignore_index);
   }
   const Index listed = shift ? length - 1 : length;
 
-  const cross_entropy::Inputs<T, Index> in{.logits = logits, .labels = labels};
+  const auto labels = on<D>(std::move(host_labels));
+  const cross_entropy::Inputs<T, Index, D> in{.logits = logits, .labels = labels};
   const auto [value, saved] = cross_entropy::forward(in, options);
   if (per_row)
     golden.check_elements("out.loss", value.reshape(Extents{rows / length, length}).template slice<1>(0, listed));
@@ -45,17 +46,18 @@ void loss(Case& golden) {
     golden.check_elements("out.loss", value);
 
   if (!golden.has("gout.loss")) return;
-  Tensor<T, 1> dloss(value.extents());
+  using A = accumulate_t<T>;
+  Tensor<A, 1, D> dloss(value.extents());
   if (per_row)
-    copy(golden.tensor<T, 2>("gout.loss", {rows / length, listed}),
+    copy(golden.tensor<A, 2, D>("gout.loss", {rows / length, listed}),
          dloss.reshape(Extents{rows / length, length}).template slice<1>(0, listed));
   else
-    dloss = golden.tensor<T, 1>("gout.loss", Extents<1>(1));
-  const Tensor<T, 2> dlogits = cross_entropy::backward(in, saved, dloss);
+    dloss = golden.tensor<A, 1, D>("gout.loss", Extents<1>(1));
+  const auto dlogits = cross_entropy::backward(in, saved, dloss);
   golden.gradient_elements("in.logits", dlogits);
 }
 
-const Register registered("cross_entropy", loss<double>, loss<float>);
+const Register registered("cross_entropy", []<class T, class D>(Case& golden) { loss<T, D>(golden); });
 
 }  // namespace
 }  // namespace diffmamba::conformance

@@ -18,28 +18,30 @@ Extents<3> as_rows(const Case& golden, const std::string& name) {
   return {Index{1}, rows, shape.back()};
 }
 
-template <class T, bool Layer>
+template <class T, class D, bool Layer>
 void add_norm(Case& golden) {
+  using A = accumulate_t<T>;
   const Extents<3> rows = as_rows(golden, "in.x");
-  const auto x = golden.tensor<T, 3>("in.x", rows);
-  const auto weight = golden.tensor<T, 1>("in.weight"), bias = golden.optional<T, 1>("in.bias");
-  const auto residual = golden.optional<T, 3>("in.residual", rows), x1 = golden.optional<T, 3>("in.x1", rows);
-  const auto weight1 = golden.optional<T, 1>("in.weight1"), bias1 = golden.optional<T, 1>("in.bias1");
-  const auto rowscale = golden.optional<T, 2>("in.rowscale", {rows[0], rows[1]});
+  const auto x = golden.tensor<T, 3, D>("in.x", rows);
+  const auto weight = golden.tensor<A, 1, D>("in.weight"), bias = golden.optional<A, 1, D>("in.bias");
+  const auto residual = golden.optional<A, 3, D>("in.residual", rows);
+  const auto x1 = golden.optional<T, 3, D>("in.x1", rows);
+  const auto weight1 = golden.optional<A, 1, D>("in.weight1"), bias1 = golden.optional<A, 1, D>("in.bias1");
+  const auto rowscale = golden.optional<A, 2, D>("in.rowscale", {rows[0], rows[1]});
   golden.expect("prenorm", golden.has("out.residual_out"));
   golden.expect("residual", static_cast<bool>(residual));
   golden.expect("parallel_x1", static_cast<bool>(x1));
   golden.expect("parallel_weight1", static_cast<bool>(weight1));
   golden.expect("rowscale", static_cast<bool>(rowscale));
 
-  const rms_norm::Inputs<T> in{.x = x,
-                               .weight = weight,
-                               .bias = bias,
-                               .residual = residual,
-                               .x1 = x1,
-                               .weight1 = weight1,
-                               .bias1 = bias1,
-                               .rowscale = rowscale};
+  const rms_norm::Inputs<T, D> in{.x = x,
+                                  .weight = weight,
+                                  .bias = bias,
+                                  .residual = residual,
+                                  .x1 = x1,
+                                  .weight1 = weight1,
+                                  .bias1 = bias1,
+                                  .rowscale = rowscale};
   const rms_norm::Options options{.eps = golden.number("eps", 1e-5), .prenorm = golden.has("out.residual_out")};
   const auto forward = [&] {
     if constexpr (Layer)
@@ -52,17 +54,17 @@ void add_norm(Case& golden) {
   if (out1) golden.check_elements("out.out1", out1);
   if (golden.has("out.residual_out")) golden.check_elements("out.residual_out", residual_out);
 
-  const auto dout = golden.optional<T, 3>("gout.out", rows), dout1 = golden.optional<T, 3>("gout.out1", rows);
-  const auto dresidual_out = golden.optional<T, 3>("gout.residual_out", rows);
+  const auto dout = golden.optional<T, 3, D>("gout.out", rows), dout1 = golden.optional<T, 3, D>("gout.out1", rows);
+  const auto dresidual_out = golden.optional<A, 3, D>("gout.residual_out", rows);
   if (!dout && !dout1 && !dresidual_out) return;
-  const rms_norm::OutputGradients<T> upstream{.dout = dout, .dout1 = dout1, .dresidual_out = dresidual_out};
+  const rms_norm::OutputGradients<T, D> upstream{.dout = dout, .dout1 = dout1, .dresidual_out = dresidual_out};
   const auto backward = [&in, &kept = saved, &upstream] {  // clang with OpenMP captures no structured bindings
     if constexpr (Layer)
       return layer_norm::backward(in, kept, upstream);
     else
       return rms_norm::backward(in, kept, upstream);
   };
-  const rms_norm::Gradients<T> d = backward();
+  const rms_norm::Gradients<T, D> d = backward();
   golden.gradient_elements("in.x", d.dx);
   golden.gradient_elements("in.x1", d.dx1);
   golden.gradient_elements("in.residual", d.dresidual);
@@ -116,8 +118,8 @@ void add_norm_mixed(Case& golden) {
   norm == "rms_norm" ? mixed_forward<T, false>(golden) : mixed_forward<T, true>(golden);
 }
 
-const Register rms_registered("rms_norm", add_norm<double, false>, add_norm<float, false>);
-const Register layer_registered("layer_norm", add_norm<double, true>, add_norm<float, true>);
+const Register rms_registered("rms_norm", []<class T, class D>(Case& golden) { add_norm<T, D, false>(golden); });
+const Register layer_registered("layer_norm", []<class T, class D>(Case& golden) { add_norm<T, D, true>(golden); });
 const Register mixed_registered("add_norm_mixed", add_norm_mixed<double>, add_norm_mixed<float>);
 
 }  // namespace

@@ -9,27 +9,27 @@ namespace diffmamba::conformance {
 namespace {
 
 /// B or C: constant (D, N), variable (B, N, L) or grouped (B, G, N, L).
-template <class T>
+template <class T, class D>
 struct Projection {
-  Tensor<T, 4> per_token;  // (batch, length, ngroups, d_state)
-  Tensor<T, 2> constant;   // (channels, d_state)
+  Tensor<T, 4, D> per_token;               // (batch, length, ngroups, d_state)
+  Tensor<accumulate_t<T>, 2, D> constant;  // (channels, d_state)
 };
 
-template <class T>
-Projection<T> read_projection(Case& golden, const std::string& name) {
+template <class T, class D>
+Projection<T, D> read_projection(Case& golden, const std::string& name) {
   const int rank = golden.rank("in." + name);
   const auto& shape = golden.shape("in." + name);
   golden.expect(name + "_kind", rank == 2 ? "constant" : rank == 3 ? "variable" : "grouped");
   if (golden.given(name + "_ngroups")) golden.expect(name + "_ngroups", shape[1]);
-  if (rank == 2) return {{}, golden.tensor<T, 2>("in." + name)};
-  const auto given = rank == 3 ? golden.tensor<T, 4>("in." + name, {shape[0], 1, shape[1], shape[2]})
-                               : golden.tensor<T, 4>("in." + name);
-  return {to_tensor(given.view().template permute<0, 3, 1, 2>()), {}};
+  if (rank == 2) return {{}, golden.tensor<accumulate_t<T>, 2, D>("in." + name)};
+  const auto given = rank == 3 ? golden.tensor<T, 4, D>("in." + name, {shape[0], 1, shape[1], shape[2]})
+                               : golden.tensor<T, 4, D>("in." + name);
+  return {dense(given.view().template permute<0, 3, 1, 2>()), {}};
 }
 
-template <class T>
-void check_projection(Case& golden, const std::string& name, const Tensor<T, 4>& per_token,
-                      const Tensor<T, 2>& constant) {
+template <class T, class D>
+void check_projection(Case& golden, const std::string& name, const Tensor<T, 4, D>& per_token,
+                      const Tensor<accumulate_t<T>, 2, D>& constant) {
   const int rank = golden.rank("in." + name);
   if (rank == 2) return golden.gradient("in." + name, constant);
   const auto as_given = per_token.view().template permute<0, 2, 3, 1>();  // (batch, ngroups, d_state, length)
@@ -37,34 +37,35 @@ void check_projection(Case& golden, const std::string& name, const Tensor<T, 4>&
   golden.gradient("in." + name, as_given.template select<1>(0));
 }
 
-template <class T>
+template <class T, class D>
 void scan(Case& golden) {
-  const auto u = channel_last(golden.tensor<T, 3>("in.u"));
-  const auto delta = channel_last(golden.tensor<T, 3>("in.delta"));
-  const auto A = golden.tensor<T, 2>("in.A");
-  const auto B = read_projection<T>(golden, "B"), C = read_projection<T>(golden, "C");
-  const auto D = golden.optional<T, 1>("in.D");
-  const auto z = channel_last(golden.optional<T, 3>("in.z"));
-  const auto delta_bias = golden.optional<T, 1>("in.delta_bias");
+  using A = accumulate_t<T>;
+  const auto u = channel_last(golden.tensor<T, 3, D>("in.u"));
+  const auto delta = channel_last(golden.tensor<T, 3, D>("in.delta"));
+  const auto rate = golden.tensor<A, 2, D>("in.A");
+  const auto B = read_projection<T, D>(golden, "B"), C = read_projection<T, D>(golden, "C");
+  const auto skip = golden.optional<A, 1, D>("in.D");
+  const auto z = channel_last(golden.optional<T, 3, D>("in.z"));
+  const auto delta_bias = golden.optional<A, 1, D>("in.delta_bias");
   golden.expect("return_last_state", golden.has("out.last_state"));
 
-  const selective_scan::Inputs<T> in{.u = u,
-                                     .delta = delta,
-                                     .A = A,
-                                     .B = B.per_token,
-                                     .B_constant = B.constant,
-                                     .C = C.per_token,
-                                     .C_constant = C.constant,
-                                     .D = D,
-                                     .z = z,
-                                     .delta_bias = delta_bias};
+  const selective_scan::Inputs<T, D> in{.u = u,
+                                        .delta = delta,
+                                        .A = rate,
+                                        .B = B.per_token,
+                                        .B_constant = B.constant,
+                                        .C = C.per_token,
+                                        .C_constant = C.constant,
+                                        .D = skip,
+                                        .z = z,
+                                        .delta_bias = delta_bias};
   const auto [out, final_state, saved] =
       selective_scan::forward(in, {.delta_softplus = golden.flag("delta_softplus", false)});
   golden.check("out.out", channel_first(out));
   if (golden.has("out.last_state")) golden.check("out.last_state", final_state);
 
   if (!golden.has("gout.out")) return;
-  const auto dout = channel_last(golden.tensor<T, 3>("gout.out"));
+  const auto dout = channel_last(golden.tensor<T, 3, D>("gout.out"));
   const auto d = selective_scan::backward(in, saved, {.dout = dout});
   golden.gradient("in.u", channel_first(d.du));
   golden.gradient("in.delta", channel_first(d.ddelta));
@@ -77,34 +78,35 @@ void scan(Case& golden) {
 }
 
 /// One token of Mamba: state (slots, channels, d_state).
-template <class T>
+template <class T, class D>
 void flat_update(Case& golden, Index steps) {
+  using A = accumulate_t<T>;
   const auto& shape = golden.shape("in.x");
   const auto& b = golden.shape("in.B");
   const Index calls = std::max<Index>(steps, 1), batch = shape[shape.size() - 2], channels = shape.back();
   const Index d_state = b.back(), ngroups = b.size() == shape.size() ? 1 : b[b.size() - 2];
   const Extents<3> sizes{calls, batch, channels};
   const Extents<4> projected{calls, batch, ngroups, d_state};
-  const auto x = golden.tensor<T, 3>("in.x", sizes), dt = golden.tensor<T, 3>("in.dt", sizes);
-  const auto z = golden.optional<T, 3>("in.z", sizes);
-  const auto A = golden.tensor<T, 2>("in.A");
-  const auto B = golden.tensor<T, 4>("in.B", projected), C = golden.tensor<T, 4>("in.C", projected);
-  const auto D = golden.optional<T, 1>("in.D"), dt_bias = golden.optional<T, 1>("in.dt_bias");
-  const auto slots = golden.optional<Index, 1>("in.state_batch_indices");
-  auto state = golden.tensor<T, 3>("in.state");
+  const auto x = golden.tensor<T, 3, D>("in.x", sizes), dt = golden.tensor<T, 3, D>("in.dt", sizes);
+  const auto z = golden.optional<T, 3, D>("in.z", sizes);
+  const auto rate = golden.tensor<A, 2, D>("in.A");
+  const auto B = golden.tensor<T, 4, D>("in.B", projected), C = golden.tensor<T, 4, D>("in.C", projected);
+  const auto skip = golden.optional<A, 1, D>("in.D"), dt_bias = golden.optional<A, 1, D>("in.dt_bias");
+  const auto slots = golden.optional<Index, 1, D>("in.state_batch_indices");
+  auto state = golden.tensor<A, 3, D>("in.state");
 
-  Tensor<T, 3> out(sizes);
+  Tensor<T, 3, D> out(sizes);
   for (Index call = 0; call < calls; ++call) {
-    selective_scan::StepInputs<T> in{.u = x.template select<0>(call),
-                                     .delta = dt.template select<0>(call),
-                                     .A = A,
-                                     .B = B.template select<0>(call),
-                                     .C = C.template select<0>(call),
-                                     .D = D,
-                                     .delta_bias = dt_bias,
-                                     .state_batch_indices = slots};
+    selective_scan::StepInputs<T, D> in{.u = x.template select<0>(call),
+                                        .delta = dt.template select<0>(call),
+                                        .A = rate,
+                                        .B = B.template select<0>(call),
+                                        .C = C.template select<0>(call),
+                                        .D = skip,
+                                        .delta_bias = dt_bias,
+                                        .state_batch_indices = slots};
     if (z) in.z = z.template select<0>(call);
-    const Tensor<T, 2> y = selective_scan::step(in, state, {.delta_softplus = golden.flag("dt_softplus", false)});
+    const Tensor<T, 2, D> y = selective_scan::step(in, state, {.delta_softplus = golden.flag("dt_softplus", false)});
     copy(y, out.template select<0>(call));
   }
   golden.check_elements("out.out", out);
@@ -112,8 +114,9 @@ void flat_update(Case& golden, Index steps) {
 }
 
 /// One token in heads: state (slots, nheads, headdim, d_state).
-template <class T>
+template <class T, class D>
 void head_update(Case& golden, Index steps) {
+  using A = accumulate_t<T>;
   const auto& shape = golden.shape("in.x");
   const auto& b = golden.shape("in.B");
   const Index calls = std::max<Index>(steps, 1), batch = shape[shape.size() - 3];
@@ -121,44 +124,45 @@ void head_update(Case& golden, Index steps) {
   const Extents<4> projected{calls, batch, b.size() == shape.size() ? b[b.size() - 2] : 1, b.back()};
   golden.expect("nheads", sizes[2]);
   golden.expect("ngroups", projected[2]);
-  const auto x = golden.tensor<T, 4>("in.x", sizes), dt = golden.tensor<T, 4>("in.dt", sizes);
-  const auto z = golden.optional<T, 4>("in.z", sizes);
-  const auto A = golden.tensor<T, 3>("in.A");
-  const auto B = golden.tensor<T, 4>("in.B", projected), C = golden.tensor<T, 4>("in.C", projected);
-  const auto D = golden.optional<T, 2>("in.D"), dt_bias = golden.optional<T, 2>("in.dt_bias");
-  const auto slots = golden.optional<Index, 1>("in.state_batch_indices");
-  auto state = golden.tensor<T, 4>("in.state");
+  const auto x = golden.tensor<T, 4, D>("in.x", sizes), dt = golden.tensor<T, 4, D>("in.dt", sizes);
+  const auto z = golden.optional<T, 4, D>("in.z", sizes);
+  const auto rate = golden.tensor<A, 3, D>("in.A");
+  const auto B = golden.tensor<T, 4, D>("in.B", projected), C = golden.tensor<T, 4, D>("in.C", projected);
+  const auto skip = golden.optional<A, 2, D>("in.D"), dt_bias = golden.optional<A, 2, D>("in.dt_bias");
+  const auto slots = golden.optional<Index, 1, D>("in.state_batch_indices");
+  auto state = golden.tensor<A, 4, D>("in.state");
 
-  Tensor<T, 4> out(sizes);
+  Tensor<T, 4, D> out(sizes);
   for (Index call = 0; call < calls; ++call) {
-    selective_scan::HeadStepInputs<T> in{.x = x.template select<0>(call),
-                                         .dt = dt.template select<0>(call),
-                                         .A = A,
-                                         .B = B.template select<0>(call),
-                                         .C = C.template select<0>(call),
-                                         .D = D,
-                                         .dt_bias = dt_bias,
-                                         .state_batch_indices = slots};
+    selective_scan::HeadStepInputs<T, D> in{.x = x.template select<0>(call),
+                                            .dt = dt.template select<0>(call),
+                                            .A = rate,
+                                            .B = B.template select<0>(call),
+                                            .C = C.template select<0>(call),
+                                            .D = skip,
+                                            .dt_bias = dt_bias,
+                                            .state_batch_indices = slots};
     if (z) in.z = z.template select<0>(call);
-    const Tensor<T, 3> y = selective_scan::step(in, state, {.delta_softplus = golden.flag("dt_softplus", false)});
+    const Tensor<T, 3, D> y = selective_scan::step(in, state, {.delta_softplus = golden.flag("dt_softplus", false)});
     copy(y, out.template select<0>(call));
   }
   golden.check_elements("out.out", out);
   golden.check("out.state", state);
 }
 
-template <class T>
+template <class T, class D>
 void update(Case& golden) {
   const Index steps = golden.integer("steps", 0);
   golden.expect("state_batch_indices", golden.has("in.state_batch_indices"));
   golden.flag("tie_hdim", false);  // the tensors have their full sizes all the same
   golden.given("nheads");
   golden.given("ngroups");
-  golden.rank("in.state") == 3 ? flat_update<T>(golden, steps) : head_update<T>(golden, steps);
+  golden.rank("in.state") == 3 ? flat_update<T, D>(golden, steps) : head_update<T, D>(golden, steps);
 }
 
-const Register scan_registered("selective_scan", scan<double>, scan<float>);
-const Register update_registered("selective_state_update", update<double>, update<float>);
+const Register scan_registered("selective_scan", []<class T, class D>(Case& golden) { scan<T, D>(golden); });
+const Register update_registered("selective_state_update",
+                                 []<class T, class D>(Case& golden) { update<T, D>(golden); });
 
 }  // namespace
 }  // namespace diffmamba::conformance

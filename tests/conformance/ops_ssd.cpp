@@ -9,34 +9,35 @@
 namespace diffmamba::conformance {
 namespace {
 
-template <class T>
+template <class T, class Dev>
 void chunk_scan(Case& golden) {
-  const auto x = golden.tensor<T, 4>("in.x");
-  const auto dt = golden.tensor<T, 3>("in.dt");
-  const auto A = golden.tensor<T, 1>("in.A");
-  const auto B = golden.tensor<T, 4>("in.B"), C = golden.tensor<T, 4>("in.C");
+  using R = accumulate_t<T>;
+  const auto x = golden.tensor<T, 4, Dev>("in.x");
+  const auto dt = golden.tensor<T, 3, Dev>("in.dt");
+  const auto A = golden.tensor<R, 1, Dev>("in.A");
+  const auto B = golden.tensor<T, 4, Dev>("in.B"), C = golden.tensor<T, 4, Dev>("in.C");
   const bool per_channel = golden.has("in.D") && golden.rank("in.D") == 2;
-  const auto D = per_channel ? Tensor<T, 1>() : golden.optional<T, 1>("in.D");
-  const auto D_per_channel = per_channel ? golden.tensor<T, 2>("in.D") : Tensor<T, 2>();
-  const auto z = golden.optional<T, 4>("in.z");
-  const auto dt_bias = golden.optional<T, 1>("in.dt_bias");
-  const auto initial_state = golden.optional<T, 4>("in.initial_states");
+  const auto D = per_channel ? Tensor<R, 1, Dev>() : golden.optional<R, 1, Dev>("in.D");
+  const auto D_per_channel = per_channel ? golden.tensor<R, 2, Dev>("in.D") : Tensor<R, 2, Dev>();
+  const auto z = golden.optional<T, 4, Dev>("in.z");
+  const auto dt_bias = golden.optional<R, 1, Dev>("in.dt_bias");
+  const auto initial_state = golden.optional<R, 4, Dev>("in.initial_states");
   if (golden.given("D_kind")) golden.expect("D_kind", per_channel ? "per_channel" : "per_head");
   golden.expect("ngroups", B.extent(2));
   golden.expect("return_final_states", golden.has("out.final_states"));
   golden.expect("seq_idx", golden.has("in.seq_idx"));
   golden.expect("return_varlen_states", golden.has("out.varlen_states"));
 
-  const ssd::Inputs<T> in{.x = x,
-                          .dt = dt,
-                          .A = A,
-                          .B = B,
-                          .C = C,
-                          .D = D,
-                          .D_per_channel = D_per_channel,
-                          .z = z,
-                          .dt_bias = dt_bias,
-                          .initial_state = initial_state};
+  const ssd::Inputs<T, Dev> in{.x = x,
+                               .dt = dt,
+                               .A = A,
+                               .B = B,
+                               .C = C,
+                               .D = D,
+                               .D_per_channel = D_per_channel,
+                               .z = z,
+                               .dt_bias = dt_bias,
+                               .initial_state = initial_state};
   const auto dt_limit = golden.numbers("dt_limit", {0.0, HUGE_VAL});
   const auto [out, final_state, saved] = ssd::forward(in, {.chunk_size = golden.integer("chunk_size", 128),
                                                            .dt_softplus = golden.flag("dt_softplus", false),
@@ -45,7 +46,8 @@ void chunk_scan(Case& golden) {
   golden.check("out.out", out);
   if (golden.has("out.final_states")) golden.check("out.final_states", final_state);
 
-  const auto dout = golden.optional<T, 4>("gout.out"), dfinal_state = golden.optional<T, 4>("gout.final_states");
+  const auto dout = golden.optional<T, 4, Dev>("gout.out");
+  const auto dfinal_state = golden.optional<R, 4, Dev>("gout.final_states");
   if (!dout && !dfinal_state) return;
   const auto d = ssd::backward(in, saved, {.dout = dout, .dfinal_state = dfinal_state});
   golden.gradient("in.x", d.dx);
@@ -101,7 +103,8 @@ void segment_sums(Case& golden) {
 
 const Register minimal_registered("ssd_minimal", minimal<double>, minimal<float>);
 const Register segsum_registered("segsum", segment_sums<double>, segment_sums<float>);
-const Register chunk_scan_registered("ssd_chunk_scan", chunk_scan<double>, chunk_scan<float>);
+const Register chunk_scan_registered("ssd_chunk_scan",
+                                     []<class T, class Dev>(Case& golden) { chunk_scan<T, Dev>(golden); });
 
 }  // namespace
 }  // namespace diffmamba::conformance

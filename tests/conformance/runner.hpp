@@ -13,9 +13,8 @@ namespace diffmamba::conformance {
 /// Runs one case: reads arguments and attributes, calls the library, checks outputs and gradients.
 using Adapter = void (*)(Case&);
 
-struct Operator {
-  Adapter float64, float32;
-};
+/// The adapters of an operator by where and in what they compute: "cpu float64", "cuda bfloat16".
+using Operator = std::map<std::string, Adapter>;
 
 /// By the name that stands in the files.
 inline std::map<std::string, Operator>& operators() {
@@ -23,15 +22,44 @@ inline std::map<std::string, Operator>& operators() {
   return all;
 }
 
-/// const Register registered("segsum", segsum<double>, segsum<float>);
+/// Of an adapter that is written once for every type and device; the GPU is there where the program links its kernels.
+///   const Register registered("segsum", []<class T, class D>(Case& golden) { segsum<T, D>(golden); });
+/// or of one that runs on the host alone:
+///   const Register registered("logits_filter", filter<double>, filter<float>);
 struct Register {
   Register(const std::string& op, Adapter float64, Adapter float32) {
-    require(operators().emplace(op, Operator{float64, float32}).second, "conformance: two adapters for ", op);
+    add(op, {{"cpu float64", float64}, {"cpu float32", float32}});
+  }
+  template <class Generic>
+  Register(const std::string& op, Generic) {
+    add(op, {
+                {"cpu float64", run<Generic, double, cpu>},
+                {"cpu float32", run<Generic, float, cpu>},
+                {"cpu bfloat16", run<Generic, bfloat16, cpu>},
+#ifdef DIFFMAMBA_CONFORMANCE_CUDA
+                {"cuda float64", run<Generic, double, cuda>},
+                {"cuda float32", run<Generic, float, cuda>},
+                {"cuda bfloat16", run<Generic, bfloat16, cuda>},
+#endif
+            });
+  }
+
+ private:
+  template <class Generic, class T, class D>
+  static void run(Case& golden) {
+    Generic{}.template operator()<T, D>(golden);
+  }
+  static void add(const std::string& op, const Operator& adapters) {
+    require(operators().emplace(op, adapters).second, "conformance: two adapters for ", op);
   }
 };
 
 /// What this version of the library does not have, each with its reason. An option that is missing from an operator
 /// which is there is no reason.
 std::optional<std::string> reason_to_skip(const Case& golden);
+
+/// In bfloat16: the relative error ||got - want|| / ||want|| that the official kernels have in this output against a
+/// float64 run of the same rounded inputs (measured on an H100, with mamba_ssm e9594ce and causal-conv1d 0d2252d).
+double official_error(const std::string& op, const std::string& output, bool rounded);
 
 }  // namespace diffmamba::conformance
