@@ -2,12 +2,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <cstddef>   // std::ptrdiff_t
-#include <cstdint>   // std::int32_t, std::uint64_t
-#include <iterator>  // std::default_sentinel_t
-#include <span>      // std::span
-#include <vector>    // std::vector
+#include <algorithm>  // std::min
+#include <cstddef>    // std::ptrdiff_t
+#include <cstdint>    // std::int32_t, std::uint64_t
+#include <iterator>   // std::default_sentinel_t
+#include <span>       // std::span
+#include <vector>     // std::vector
 
+#include "diffmamba/generate/device_decoder.hpp"
 #include "diffmamba/generate/sampler.hpp"
 
 namespace diffmamba {
@@ -23,13 +25,20 @@ struct GenerateOptions {
   Index max_tokens = -1;          // -1: without end
   std::int32_t stop_token = -1;   // drawn, it ends the text and is not given out; -1: none
   Index repetition_window = 256;  // how many of the last tokens the penalty looks at
+  Index ahead = 0;                // on a GPU: tokens that are begun before the last one was looked at
 };
 
 /// A range of tokens that a model writes, one recurrent step each: time and memory per token do not depend on how many
 /// there were. The state is the caller's and is advanced: when the loop has run to its end it has seen every token that
 /// came out; after a `break` all but the last.
+///
+/// On a GPU each token is one graph, drawing included. With `ahead` the GPU never waits for the host; the state may
+/// then have seen as many tokens more than came out.
+template <class Model, Device D = typename Model::device_type>
+class Generation;
+
 template <class Model>
-class Generation {
+class Generation<Model, cpu> {
  public:
   using State = typename Model::State;
 
@@ -102,6 +111,70 @@ class Generation {
   GenerateOptions options_;
   Sampler sampler_;
   std::vector<std::int32_t> history_;
+  Index count_ = 0;
+  std::int32_t token_ = -1;
+  bool done_ = false;
+};
+
+template <class Model>
+class Generation<Model, cuda> {
+ public:
+  using State = typename Model::State;
+
+  Generation(const Model& model, State& state, const GenerateOptions& options, std::span<const std::int32_t> before)
+      : options_(options),
+        decoder_(model, state,
+                 {.sampler = {.temperature = options.temperature,
+                              .top_k = options.top_k,
+                              .top_p = options.top_p,
+                              .min_p = options.min_p,
+                              .repetition_penalty = options.repetition_penalty,
+                              .seed = options.seed},
+                  .repetition_window = options.repetition_window,
+                  .log = options.ahead + 2}) {
+    require(state.batch() == 1, "generate: a state of ", state.batch(), " sequences, expected 1");
+    require(state.position > 0, "generate: the state has seen no token; prefill it with a prompt");
+    require(options.ahead >= 0, "generate: ahead is ", options.ahead, ", expected 0 or more");
+    decoder_.remember(0, before);
+  }
+
+  struct Iterator {
+    using value_type = std::int32_t;
+    using difference_type = std::ptrdiff_t;
+    Generation* generation;
+    std::int32_t operator*() const { return generation->token_; }
+    Iterator& operator++() {
+      generation->next();
+      return *this;
+    }
+    void operator++(int) { ++*this; }
+    bool operator==(std::default_sentinel_t) const { return generation->done_; }
+  };
+  Iterator begin() {
+    next();
+    return {this};
+  }
+  std::default_sentinel_t end() const { return {}; }
+
+ private:
+  void next() {
+    const bool full = options_.max_tokens >= 0 && count_ >= options_.max_tokens;
+    if (decoder_.draws() == 0 && !full) decoder_.draw();
+    // At the end, too, the state sees the last token that came out; what is drawn after it is not looked at.
+    Index wanted = count_ + 1 + options_.ahead;
+    if (options_.max_tokens >= 0) wanted = std::min(wanted, options_.max_tokens + (full ? 1 : 0));
+    while (decoder_.draws() > 0 && decoder_.draws() < wanted) decoder_.advance();
+    done_ = full;
+    if (!done_) {
+      token_ = decoder_.tokens(count_)[0];
+      done_ = token_ == options_.stop_token;
+      ++count_;
+    }
+    if (done_) decoder_.finish();
+  }
+
+  GenerateOptions options_;
+  DeviceDecoder<Model> decoder_;
   Index count_ = 0;
   std::int32_t token_ = -1;
   bool done_ = false;
