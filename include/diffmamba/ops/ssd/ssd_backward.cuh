@@ -1,0 +1,1063 @@
+// SPDX-FileCopyrightText: 2026 The diffmamba authors
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "diffmamba/ops/ssd/ssd_backward_general.cuh"
+
+/// SSD backward on an NVIDIA GPU; the formulas and their names are those at the head of ssd_backward.hpp.
+///
+/// The tensor-core path (bfloat16, headdim 64, d_state 64 or 128, no gate, D per head or
+/// none) takes chunks of 128 tokens. Nothing was saved by forward:
+///
+///   1 decays   dt as the recurrence uses it and its running sums, in powers of two
+///   2 walk     S before and dS' after every chunk, in 16 bits, from a float state in registers; blocks walk through
+///              heads of sequences, forwards for S and backwards for dS'. Where those are too few, segments of them:
+///              first what each segment adds, then what each begins with, then the walk itself
+///   3 states   a block owns a chunk and some heads of a group, and adds up over the heads the parts of dB and dC that
+///              go through dS' and S, in float registers; also o and w
+///   4 tokens   the same blocks again: G = C B^T once, then for each head dM = dY U^T, dx, the sums for da, and dt's
+///              gradient; dG stays in float registers over the heads and gives the rest of dB and dC
+///   5 sums     over the parts of a group, where it was split, and of the parameters over chunks and batch
+///
+/// x, dy, S and dS' are read twice (x and dy in 2 too), dx is written once. dx may be the memory of dout: only 4 writes
+/// it, each block where it alone has read. Beyond the operands it takes 4 headdim d_state / 128 bytes per token and
+/// head for the states, and little else.
+///
+/// Accuracy: operands of products are rounded to 16 bits (the states, M, dG, and B and C where decays are multiplied
+/// into them), all sums are float. E = dM M is never rounded, its diagonal never enters da, and dD is the trace of dM.
+namespace diffmamba::ssd {
+namespace detail {
+
+inline constexpr int backward_tokens = 128;  // tokens of a chunk on the tensor-core path
+
+/// How the walk is cut. Slots of segments: (2, batch, nheads, count).
+struct WalkSegments {
+  int count = 1, tiles = 1;  // segments of a sequence; tiles of 64 tokens in one, a multiple of 2
+  float* states = nullptr;   // (slots, d_state, 64)
+  float* decays = nullptr;   // (slots)
+};
+
+/// Cut of a group's heads over blocks.
+struct HeadSlices {
+  int count = 1, heads = 1;
+};
+
+/// Whether rows may be read or written 16 bytes at a time.
+struct AlignedRows {
+  bool x, dout, B, C, dx, dB, dC;
+};
+
+template <class T>
+struct TensorMemory : ChunkMemory<float, float> {
+  T *states = nullptr, *dstates = nullptr;          // (batch, chunks, nheads, d_state, 64)
+  float *from_start = nullptr, *through = nullptr;  // o: like `steps`; w: (batch, chunks, nheads)
+  float *dB = nullptr, *dC = nullptr;               // (slices, batch, length, ngroups, d_state)
+  WalkSegments segments;
+  HeadSlices slices;
+  AlignedRows aligned = {};
+};
+
+// CUDA kernels
+// ---------------------------------------------------------------------------------------------------------
+
+/// Copies `Rows` rows of `Columns` numbers into a swizzled tile; rows from `valid` on become zero.
+template <int Rows, int Columns, int Threads, class T>
+__device__ inline void load_tile(T* tile, const T* from, Index stride, int valid, bool aligned = true) {
+#pragma unroll
+  for (int i = static_cast<int>(threadIdx.x); i < Rows * Columns / 8; i += Threads) {
+    const int row = i / (Columns / 8), unit = i % (Columns / 8);
+    const bool there = row < valid;
+    const T* const source = from + (there ? row : 0) * stride + unit * 8;
+    T* const target = tile + mma::swizzled<Columns>(row, unit);
+    if (aligned)
+      mma::copy_async(target, source, there);
+    else
+      for (int k = 0; k < 8; ++k) target[k] = there ? source[k] : T(0.0f);
+  }
+}
+/// Two neighbours of a row that may begin at an odd address.
+template <class T>
+__device__ inline void store_pair(T* to, unsigned pair, bool aligned) {
+  if (aligned) {
+    *reinterpret_cast<unsigned*>(to) = pair;
+  } else {
+    to[0] = reinterpret_cast<const T*>(&pair)[0];
+    to[1] = reinterpret_cast<const T*>(&pair)[1];
+  }
+}
+template <int Count, int Threads>
+__device__ inline void load_floats(float* to, const float* from) {
+  for (int i = static_cast<int>(threadIdx.x); i < Count / 4; i += Threads)
+    mma::copy_async(to + 4 * i, from + 4 * i, true);
+}
+
+/// The walk: grid.x counts segments, then heads, then the batch; grid.y is 0 for S and 1 for dS'. Four warps, each with
+/// N / 4 rows of the state. With `Emit` the states at chunks' boundaries are written, else what the segment adds.
+template <class T, int N, bool Emit>
+__global__ void __launch_bounds__(128, N == 64 ? 4 : 3)
+    ssd_walk_kernel(DeviceInputs<T> in, DeviceUpstream<T> upstream, DeviceGradients<T> to, TensorMemory<T> memory) {
+  using mma::swizzled;
+  constexpr int R = 64, P = 64, Q = backward_tokens;  // tokens of a tile
+  constexpr int m_tiles = N / 64;
+  const bool reverse = blockIdx.y == 1;
+  const WalkSegments& segments = memory.segments;
+  const int segment = static_cast<int>(blockIdx.x) % segments.count;
+  const Index pair = blockIdx.x / segments.count, batch = pair / in.nheads;
+  const int head = static_cast<int>(pair % in.nheads), group = head / in.heads_per_group;
+  const Index slot = (blockIdx.y * (gridDim.x / segments.count) + pair) * segments.count + segment;
+  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+
+  extern __shared__ __align__(128) unsigned char shared[];
+  constexpr int stage = R * N + R * P;
+  T* const tiles = reinterpret_cast<T*>(shared);
+  T* const out_tile = tiles + 2 * stage;                             // (N, P)
+  float* const floats = reinterpret_cast<float*>(out_tile + N * P);  // sums of the chunk, steps of the tile; twice
+  const T* const left =
+      reverse ? in.C + batch * in.C_batch + group * in.C_group : in.B + batch * in.B_batch + group * in.B_group;
+  const Index left_token = reverse ? in.C_token : in.B_token;
+  const T* const right = reverse ? upstream.dout + batch * upstream.dout_batch + head * upstream.dout_head
+                                 : in.x + batch * in.x_batch + head * in.x_head;
+  const Index right_token = reverse ? upstream.dout_token : in.x_token;
+
+  const int all_tiles = static_cast<int>((in.length + R - 1) / R);
+  const int first = segment * segments.tiles, last = min(first + segments.tiles, all_tiles), count = last - first;
+  const auto tile_at = [&](int k) { return reverse ? last - 1 - k : first + k; };
+  const auto place_of = [&](int tile) { return (batch * memory.chunks + tile / 2) * in.nheads + head; };
+  const auto start_loading = [&](int k) {
+    const int tile = tile_at(k), valid = static_cast<int>(min(Index{R}, in.length - Index{tile} * R));
+    const bool there = !reverse || upstream.dout != nullptr;
+    T* const target = tiles + (k & 1) * stage;
+    float* const numbers = floats + (k & 1) * (Q + R);
+    load_tile<R, N, 128>(target, left + Index{tile} * R * left_token, left_token, valid,
+                         reverse ? memory.aligned.C : memory.aligned.B);
+    load_tile<R, P, 128>(target + R * N, right + Index{tile} * R * right_token, right_token, there ? valid : 0,
+                         reverse ? memory.aligned.dout : memory.aligned.x);
+    load_floats<Q, 128>(numbers, memory.sums + place_of(tile) * Q);
+    load_floats<R, 128>(numbers + Q, memory.steps + place_of(tile) * Q + tile % 2 * R);
+    mma::commit_copies();
+  };
+
+  float state[m_tiles][8][4];
+  const auto row_of = [&](int m, int k) { return warp * (N / 4) + m * 16 + (k / 2) * 8 + lane / 4; };
+#pragma unroll
+  for (int m = 0; m < m_tiles; ++m)
+#pragma unroll
+    for (int n = 0; n < 8; ++n)
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        const int row = row_of(m, k), column = n * 8 + 2 * (lane % 4) + k % 2;
+        float value = 0.0f;
+        if constexpr (Emit) {
+          if (segments.states != nullptr)
+            value = segments.states[(slot * N + row) * P + column];
+          else if (reverse && upstream.dfinal_state != nullptr)
+            value = upstream.dfinal_state[batch * upstream.state_batch + head * upstream.state_head +
+                                          column * upstream.state_channel + row];
+          else if (!reverse && in.initial_state != nullptr)
+            value = in.initial_state[batch * in.state_batch + head * in.state_head + column * in.state_channel + row];
+        }
+        state[m][n][k] = value;
+      }
+
+  float total = 0.0f;  // of the segment, in powers of two
+  if (count > 0) start_loading(0);
+  for (int k = 0; k < count; ++k) {
+    const int tile = tile_at(k);
+    mma::wait_for_copies<0>();
+    __syncthreads();  // this tile is there; the other buffer is free
+    if (k + 1 < count) start_loading(k + 1);
+    if (Emit && (reverse ? tile % 2 == 1 || tile + 1 == all_tiles : tile % 2 == 0)) {
+      // Through the warp's own rows of a tile, so that 16 bytes are written at once.
+      __syncwarp();
+#pragma unroll
+      for (int m = 0; m < m_tiles; ++m)
+#pragma unroll
+        for (int n = 0; n < 8; ++n)
+#pragma unroll
+          for (int half_row = 0; half_row < 2; ++half_row)
+            *reinterpret_cast<unsigned*>(out_tile + swizzled<P>(row_of(m, 2 * half_row), n) + 2 * (lane % 4)) =
+                mma::pack<T>(state[m][n][2 * half_row], state[m][n][2 * half_row + 1]);
+      __syncwarp();
+      T* const target = (reverse ? memory.dstates : memory.states) + place_of(tile) * N * P;
+#pragma unroll
+      for (int i = lane; i < N / 4 * P / 8; i += 32) {
+        const int row = warp * (N / 4) + i / (P / 8), unit = i % (P / 8);
+        *reinterpret_cast<uint4*>(target + row * P + unit * 8) =
+            *reinterpret_cast<const uint4*>(out_tile + swizzled<P>(row, unit));
+      }
+    }
+    const T* const left_tile = tiles + (k & 1) * stage;
+    const T* const right_tile = left_tile + R * N;
+    const float* const sums = floats + (k & 1) * (Q + R) + tile % 2 * R;
+    const float* const steps = floats + (k & 1) * (Q + R) + Q;
+    const float before = tile % 2 == 0 ? 0.0f : sums[-1], end = sums[R - 1];
+    const float kept = mma::power_of_two(end - before);
+    total += end - before;
+#pragma unroll
+    for (int m = 0; m < m_tiles; ++m)
+#pragma unroll
+      for (int n = 0; n < 8; ++n)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) state[m][n][i] *= kept;
+#pragma unroll
+    for (int step = 0; step < R / 16; ++step) {
+      float weight[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int t = step * 16 + 2 * (lane % 4) + i / 2 * 8 + i % 2;
+        weight[i] = reverse ? mma::power_of_two(sums[t] - before) : mma::power_of_two(end - sums[t]) * steps[t];
+      }
+      unsigned a[m_tiles][4];
+#pragma unroll
+      for (int m = 0; m < m_tiles; ++m) {
+        // Rows of the tile are tokens: transposed, they are the columns of the left factor.
+        mma::load_matrices_transposed(a[m], left_tile + swizzled<N>(step * 16 + lane % 8 + lane / 16 * 8,
+                                                                    (warp * (N / 4) + m * 16) / 8 + lane / 8 % 2));
+#pragma unroll
+        for (int r = 0; r < 4; ++r) {
+          const float2 value = mma::unpack<T>(a[m][r]);
+          a[m][r] = mma::pack<T>(value.x * weight[r / 2 * 2], value.y * weight[r / 2 * 2 + 1]);
+        }
+      }
+#pragma unroll
+      for (int n = 0; n < 8; n += 2) {
+        unsigned b[4];
+        mma::load_matrices_transposed(b, right_tile + swizzled<P>(step * 16 + lane % 16, n + lane / 16));
+#pragma unroll
+        for (int m = 0; m < m_tiles; ++m) {
+          mma::multiply_add<T>(state[m][n], a[m], b[0], b[1]);
+          mma::multiply_add<T>(state[m][n + 1], a[m], b[2], b[3]);
+        }
+      }
+    }
+  }
+
+  const bool to_initial = Emit && reverse && segment == 0 && to.dinitial_state != nullptr;
+  if (!Emit || to_initial)
+#pragma unroll
+    for (int m = 0; m < m_tiles; ++m)
+#pragma unroll
+      for (int n = 0; n < 8; ++n)
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+          const int row = row_of(m, k), column = n * 8 + 2 * (lane % 4) + k % 2;
+          if (to_initial)
+            to.dinitial_state[batch * to.state_batch + head * to.state_head + column * to.state_channel + row] =
+                state[m][n][k];
+          else
+            segments.states[(slot * N + row) * P + column] = state[m][n][k];
+        }
+  if (!Emit && threadIdx.x == 0) segments.decays[slot] = mma::power_of_two(total);
+}
+
+/// Turns what each segment adds into what its walk begins with, in order. Grid (batch nheads, 2), a thread for every
+/// element of the state.
+template <class T, int N>
+__global__ void __launch_bounds__(256)
+    ssd_walk_starts_kernel(DeviceInputs<T> in, DeviceUpstream<T> upstream, WalkSegments segments) {
+  constexpr int P = 64;
+  const bool reverse = blockIdx.y == 1;
+  const Index pair = blockIdx.x, batch = pair / in.nheads, head = pair % in.nheads;
+  const Index slot = (blockIdx.y * Index{gridDim.x} + pair) * segments.count;
+  for (int i = static_cast<int>(threadIdx.x); i < N * P; i += 256) {
+    float state = 0.0f;
+    if (reverse && upstream.dfinal_state != nullptr)
+      state = upstream.dfinal_state[batch * upstream.state_batch + head * upstream.state_head +
+                                    i % P * upstream.state_channel + i / P];
+    else if (!reverse && in.initial_state != nullptr)
+      state = in.initial_state[batch * in.state_batch + head * in.state_head + i % P * in.state_channel + i / P];
+    for (int k = 0; k < segments.count; ++k) {
+      const Index segment = slot + (reverse ? segments.count - 1 - k : k);
+      float& place = segments.states[segment * N * P + i];
+      const float added = place;
+      place = state;
+      state = segments.decays[segment] * state + added;
+    }
+  }
+}
+
+/// Which chunk, group and heads a block of the two kernels below has: blocks count slices, then groups, then chunks,
+/// then the batch.
+template <class T>
+struct ChunkBlock {
+  Index batch, begin, place;  // place: of the chunk's first head in arrays by chunk and head
+  int group, slice, first_head, heads, tokens;
+
+  __device__ ChunkBlock(const DeviceInputs<T>& in, const TensorMemory<T>& memory) {
+    const int groups = in.nheads / in.heads_per_group;
+    Index rest = blockIdx.x;
+    slice = static_cast<int>(rest % memory.slices.count);
+    rest /= memory.slices.count;
+    group = static_cast<int>(rest % groups);
+    rest /= groups;
+    batch = rest / memory.chunks;
+    begin = rest % memory.chunks * backward_tokens;
+    place = rest * in.nheads;
+    first_head = group * in.heads_per_group + slice * memory.slices.heads;
+    heads = min(memory.slices.heads, in.heads_per_group - slice * memory.slices.heads);
+    tokens = static_cast<int>(min(Index{backward_tokens}, in.length - begin));
+  }
+  /// Of token t in the partial sums of dB and dC.
+  __device__ Index partial_row(const DeviceInputs<T>& in, Index batches, int t) const {
+    return ((slice * batches + batch) * in.length + begin + t) * (in.nheads / in.heads_per_group) + group;
+  }
+};
+
+template <int N>
+inline constexpr int states_kernel_bytes = 2 * ((2 * 128 * 64 + 2 * N * 64) * 2 + 2 * 128 * 4) + 128 * N * 2 +
+                                           2 * (2 * 128 + 8) * 4;
+
+/// The parts of dB and dC through dS' and S, o and w. Eight warps: 32 tokens by N / 2 columns of dB and of dC each.
+template <class T, int N>
+__global__ void __launch_bounds__(256)
+    ssd_backward_states_kernel(DeviceInputs<T> in, DeviceUpstream<T> upstream, TensorMemory<T> memory, Index batches) {
+  using mma::swizzled;
+  constexpr int Q = backward_tokens, P = 64, n_tiles = N / 16;  // of 8 columns, per warp
+  const ChunkBlock<T> block(in, memory);
+  const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
+  const int first_row = warp / 2 * 32, first_column = warp % 2 * (N / 2);
+
+  extern __shared__ __align__(128) unsigned char shared[];
+  constexpr int stage_bytes = (2 * Q * P + 2 * N * P) * 2 + 2 * Q * 4;
+  T* const C_tile = reinterpret_cast<T*>(shared + 2 * stage_bytes);
+  float* const o_parts = reinterpret_cast<float*>(C_tile + Q * N);  // (2, 2, Q)
+  float* const w_parts = o_parts + 4 * Q;                           // (2, 8)
+  const auto start_loading = [&](int k) {
+    const int head = block.first_head + k;
+    T* const x_tile = reinterpret_cast<T*>(shared + (k & 1) * stage_bytes);
+    const Index place = block.place + head;
+    load_tile<Q, P, 256>(x_tile, in.x + block.batch * in.x_batch + block.begin * in.x_token + head * in.x_head,
+                         in.x_token, block.tokens, memory.aligned.x);
+    load_tile<Q, P, 256>(x_tile + Q * P,
+                         upstream.dout + block.batch * upstream.dout_batch + block.begin * upstream.dout_token +
+                             head * upstream.dout_head,
+                         upstream.dout_token, upstream.dout != nullptr ? block.tokens : 0, memory.aligned.dout);
+    load_tile<N, P, 256>(x_tile + 2 * Q * P, memory.states + place * N * P, P, N);
+    load_tile<N, P, 256>(x_tile + 2 * Q * P + N * P, memory.dstates + place * N * P, P, N);
+    float* const numbers = reinterpret_cast<float*>(x_tile + 2 * Q * P + 2 * N * P);
+    load_floats<Q, 256>(numbers, memory.sums + place * Q);
+    load_floats<Q, 256>(numbers + Q, memory.steps + place * Q);
+    mma::commit_copies();
+  };
+  const auto write_sums = [&](int k) {  // of head k, by the whole block, after a barrier
+    const Index place = block.place + block.first_head + k;
+    const float* const parts = o_parts + (k & 1) * 2 * Q;
+    if (thread < Q) memory.from_start[place * Q + thread] = parts[thread] + parts[Q + thread];
+    if (thread == Q) {
+      float sum = 0.0f;
+#pragma unroll
+      for (int i = 0; i < 8; ++i) sum += w_parts[(k & 1) * 8 + i];
+      memory.through[place] = sum;
+    }
+  };
+
+  float dB[2][n_tiles][4] = {}, dC[2][n_tiles][4] = {};
+  load_tile<Q, N, 256>(C_tile, in.C + block.batch * in.C_batch + block.begin * in.C_token + block.group * in.C_group,
+                       in.C_token, block.tokens, memory.aligned.C);
+  start_loading(0);
+  for (int k = 0; k < block.heads; ++k) {
+    mma::wait_for_copies<0>();
+    __syncthreads();  // this head's tiles are there; the other buffers are free
+    if (k + 1 < block.heads) start_loading(k + 1);
+    if (k > 0) write_sums(k - 1);
+    const T* const x_tile = reinterpret_cast<const T*>(shared + (k & 1) * stage_bytes);
+    const T* const dy_tile = x_tile + Q * P;
+    const T* const state = dy_tile + Q * P;
+    const T* const dstate = state + N * P;
+    const float* const sums = reinterpret_cast<const float*>(dstate + N * P);
+    const float* const steps = sums + Q;
+    const float end = sums[Q - 1];
+
+    // w = e^{c_Q} <S, dS'>
+    float w = 0.0f;
+#pragma unroll
+    for (int i = thread * 8; i < N * P; i += 256 * 8) {
+      const uint4 s = *reinterpret_cast<const uint4*>(state + i), d = *reinterpret_cast<const uint4*>(dstate + i);
+      const unsigned s_words[4] = {s.x, s.y, s.z, s.w}, d_words[4] = {d.x, d.y, d.z, d.w};
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const float2 a = mma::unpack<T>(s_words[j]), b = mma::unpack<T>(d_words[j]);
+        w += a.x * b.x + a.y * b.y;
+      }
+    }
+    for (int distance = 16; distance > 0; distance /= 2) w += __shfl_xor_sync(0xffffffffu, w, distance);
+    if (lane == 0) w_parts[(k & 1) * 8 + warp] = w * mma::power_of_two(end);
+
+    unsigned rows[2][P / 16][4];
+    float weight[2][2];
+    const auto load_rows = [&](const T* tile) {
+#pragma unroll
+      for (int m = 0; m < 2; ++m)
+#pragma unroll
+        for (int i = 0; i < P / 16; ++i)
+          mma::load_matrices(rows[m][i], tile + swizzled<P>(first_row + m * 16 + lane % 16, 2 * i + lane / 16));
+    };
+    // Two tiles of columns of rows times (columns of) a state.
+    const auto multiply = [&](float(&product)[2][2][4], const T* by, int column) {
+#pragma unroll
+      for (int m = 0; m < 2; ++m)
+#pragma unroll
+        for (int n = 0; n < 2; ++n)
+#pragma unroll
+          for (int i = 0; i < 4; ++i) product[m][n][i] = 0.0f;
+#pragma unroll
+      for (int i = 0; i < P / 16; ++i) {
+        unsigned b[4];
+        mma::load_matrices(b, by + swizzled<P>(column + lane % 16, 2 * i + lane / 16));
+#pragma unroll
+        for (int m = 0; m < 2; ++m) {
+          mma::multiply_add<T>(product[m][0], rows[m][i], b[0], b[2]);
+          mma::multiply_add<T>(product[m][1], rows[m][i], b[1], b[3]);
+        }
+      }
+    };
+
+    // dB += e^{c_Q - c} dt . (x dS'^T)
+    load_rows(x_tile);
+#pragma unroll
+    for (int m = 0; m < 2; ++m)
+#pragma unroll
+      for (int half_row = 0; half_row < 2; ++half_row) {
+        const int t = first_row + m * 16 + half_row * 8 + lane / 4;
+        weight[m][half_row] = mma::power_of_two(end - sums[t]) * steps[t];
+      }
+#pragma unroll
+    for (int pair = 0; pair < n_tiles / 2; ++pair) {
+      float product[2][2][4];
+      multiply(product, dstate, first_column + pair * 16);
+#pragma unroll
+      for (int m = 0; m < 2; ++m)
+#pragma unroll
+        for (int n = 0; n < 2; ++n)
+#pragma unroll
+          for (int i = 0; i < 4; ++i) dB[m][2 * pair + n][i] += weight[m][i / 2] * product[m][n][i];
+    }
+
+    // dC += e^c . (dy S^T), and o = C . that
+    load_rows(dy_tile);
+    float o[2][2] = {};
+#pragma unroll
+    for (int m = 0; m < 2; ++m)
+#pragma unroll
+      for (int half_row = 0; half_row < 2; ++half_row)
+        weight[m][half_row] = mma::power_of_two(sums[first_row + m * 16 + half_row * 8 + lane / 4]);
+#pragma unroll
+    for (int pair = 0; pair < n_tiles / 2; ++pair) {
+      float product[2][2][4];
+      multiply(product, state, first_column + pair * 16);
+#pragma unroll
+      for (int m = 0; m < 2; ++m) {
+        unsigned c[4];
+        mma::load_matrices(
+            c, C_tile + swizzled<N>(first_row + m * 16 + lane % 16, (first_column + pair * 16) / 8 + lane / 16));
+#pragma unroll
+        for (int n = 0; n < 2; ++n)
+#pragma unroll
+          for (int half_row = 0; half_row < 2; ++half_row) {
+            const float2 c_pair = mma::unpack<T>(c[2 * n + half_row]);
+            const float first = weight[m][half_row] * product[m][n][2 * half_row];
+            const float second = weight[m][half_row] * product[m][n][2 * half_row + 1];
+            dC[m][2 * pair + n][2 * half_row] += first;
+            dC[m][2 * pair + n][2 * half_row + 1] += second;
+            o[m][half_row] += c_pair.x * first + c_pair.y * second;
+          }
+      }
+    }
+#pragma unroll
+    for (int m = 0; m < 2; ++m)
+#pragma unroll
+      for (int half_row = 0; half_row < 2; ++half_row) {
+        float sum = o[m][half_row];
+        sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+        sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+        if (lane % 4 == 0) o_parts[((k & 1) * 2 + warp % 2) * Q + first_row + m * 16 + half_row * 8 + lane / 4] = sum;
+      }
+  }
+  __syncthreads();
+  if (block.heads > 0) write_sums(block.heads - 1);
+#pragma unroll
+  for (int m = 0; m < 2; ++m)
+#pragma unroll
+    for (int half_row = 0; half_row < 2; ++half_row) {
+      const int t = first_row + m * 16 + half_row * 8 + lane / 4;
+      if (t >= block.tokens) continue;
+      const Index at = block.partial_row(in, batches, t) * N + first_column + 2 * (lane % 4);
+#pragma unroll
+      for (int n = 0; n < n_tiles; ++n) {
+        *reinterpret_cast<float2*>(memory.dB + at + n * 8) =
+            make_float2(dB[m][n][2 * half_row], dB[m][n][2 * half_row + 1]);
+        *reinterpret_cast<float2*>(memory.dC + at + n * 8) =
+            make_float2(dC[m][n][2 * half_row], dC[m][n][2 * half_row + 1]);
+      }
+    }
+}
+
+template <int N>
+inline constexpr int tokens_stage_bytes = (2 * 128 * 64 + N * 64) * 2 + 2 * 128 * 4;
+template <int N>
+inline constexpr int tokens_kernel_bytes = 2 * tokens_stage_bytes<N> + 128 * N * 2 + 36 * 256 * 4 +
+                                           2 * (8 + 3) * 128 * 4 + 2 * 8 * 4;
+
+/// Everything else of a chunk. Eight warps; a warp has 16 rows s of M^T, of dM^T, of dx and of dB, and as many tiles of
+/// 16 columns t >= s as there are up to the chunk's end.
+template <class T, int N>
+__global__ void __launch_bounds__(256)
+    ssd_backward_tokens_kernel(DeviceInputs<T> in, DeviceUpstream<T> upstream, DeviceGradients<T> to,
+                               TensorMemory<T> memory, Index batches) {
+  using mma::swizzled;
+  constexpr int Q = backward_tokens, P = 64;
+  const ChunkBlock<T> block(in, memory);
+  const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
+  const int mine = warp < 4 ? warp : 11 - warp;  // tile of rows: the two warps of a scheduler have 9 tiles together
+  const int row = mine * 16 + lane / 4;          // and row + 8
+
+  extern __shared__ __align__(128) unsigned char shared[];
+  constexpr int stage_bytes = tokens_stage_bytes<N>;
+  T* const B_tile = reinterpret_cast<T*>(shared + 2 * stage_bytes);
+  float4* const scores = reinterpret_cast<float4*>(B_tile + Q * N) + (mine * 8 - mine * (mine - 1) / 2) * 64 + lane;
+  float* const row_parts = reinterpret_cast<float*>(B_tile + Q * N) + 36 * 256;  // (2, 8 tiles of s, Q)
+  float* const token_sums = row_parts + 2 * 8 * Q;                               // (2, 3, Q)
+  float* const dD_parts = token_sums + 2 * 3 * Q;                                // (2, 8)
+  const T* const B = in.B + block.batch * in.B_batch + block.begin * in.B_token + block.group * in.B_group;
+  const T* const C = in.C + block.batch * in.C_batch + block.begin * in.C_token + block.group * in.C_group;
+  T* const C_tile = reinterpret_cast<T*>(shared + stage_bytes);  // before and after the loop over heads
+
+  const auto start_loading = [&](int k) {
+    const int head = block.first_head + k;
+    T* const x_tile = reinterpret_cast<T*>(shared + (k & 1) * stage_bytes);
+    const Index place = block.place + head;
+    load_tile<Q, P, 256>(x_tile, in.x + block.batch * in.x_batch + block.begin * in.x_token + head * in.x_head,
+                         in.x_token, block.tokens, memory.aligned.x);
+    load_tile<Q, P, 256>(x_tile + Q * P,
+                         upstream.dout + block.batch * upstream.dout_batch + block.begin * upstream.dout_token +
+                             head * upstream.dout_head,
+                         upstream.dout_token, upstream.dout != nullptr ? block.tokens : 0, memory.aligned.dout);
+    load_tile<N, P, 256>(x_tile + 2 * Q * P, memory.dstates + place * N * P, P, N);
+    float* const numbers = reinterpret_cast<float*>(x_tile + 2 * Q * P + N * P);
+    load_floats<Q, 256>(numbers, memory.sums + place * Q);
+    load_floats<Q, 256>(numbers + Q, memory.steps + place * Q);
+    mma::commit_copies();
+  };
+
+  /// da of head k and what follows from it, by one warp; lanes have 4 tokens.
+  const auto finish = [&](int k) {
+    const int head = block.first_head + k, t = 4 * lane;
+    const Index place = block.place + head;
+    const float* const parts = row_parts + (k & 1) * 8 * Q;
+    const float* const sums = token_sums + (k & 1) * 3 * Q;
+    const auto four = [](const float* from) { return *reinterpret_cast<const float4*>(from); };
+    float later[4], through_end[4];
+    const float4 steps = four(memory.steps + place * Q + t), o = four(memory.from_start + place * Q + t);
+    const float4 columns = four(sums + Q + t), inter = four(sums + 2 * Q + t), x_du = four(sums + t);
+    const float step[4] = {steps.x, steps.y, steps.z, steps.w};
+    {
+      float4 rows = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+      for (int tile = 0; tile <= t / 16; ++tile) {
+        const float4 part = four(parts + tile * Q + t);
+        rows.x += part.x, rows.y += part.y, rows.z += part.z, rows.w += part.w;
+      }
+      later[0] = rows.x - step[0] * columns.x + o.x;
+      later[1] = rows.y - step[1] * columns.y + o.y;
+      later[2] = rows.z - step[2] * columns.z + o.z;
+      later[3] = rows.w - step[3] * columns.w + o.w;
+      through_end[0] = step[0] * inter.x, through_end[1] = step[1] * inter.y;
+      through_end[2] = step[2] * inter.z, through_end[3] = step[3] * inter.w;
+    }
+    // later: sum over tokens from one's own on; through_end: over those before.
+#pragma unroll
+    for (int i = 2; i >= 0; --i) later[i] += later[i + 1];
+    float mine_later = later[0], after = mine_later;
+    float mine_through = through_end[0] + through_end[1] + through_end[2] + through_end[3], before = mine_through;
+    for (int distance = 1; distance < 32; distance *= 2) {
+      const float next = __shfl_down_sync(0xffffffffu, after, distance);
+      const float previous = __shfl_up_sync(0xffffffffu, before, distance);
+      if (lane + distance < 32) after += next;
+      if (lane >= distance) before += previous;
+    }
+    after -= mine_later;
+    before -= mine_through;
+    const float w = memory.through[place], A = in.A[head], bias = in.dt_bias != nullptr ? in.dt_bias[head] : 0.0f;
+    const float x_dus[4] = {x_du.x, x_du.y, x_du.z, x_du.w};
+    float dA = 0.0f, ddt_bias = 0.0f;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float da = later[i] + after + before + w;
+      before += through_end[i];
+      if (t + i >= block.tokens) continue;
+      const Index token = block.begin + t + i;
+      const float raw = static_cast<float>(in.dt[block.batch * in.dt_batch + token * in.dt_token + head * in.dt_head]);
+      const float ddt = (x_dus[i] + A * da) * discretize_derivative(raw, bias, in.options);
+      dA += step[i] * da;
+      ddt_bias += ddt;
+      if (to.ddt != nullptr)
+        to.ddt[block.batch * to.ddt_batch + token * to.ddt_token + head * to.ddt_head] = static_cast<T>(ddt);
+    }
+    for (int distance = 16; distance > 0; distance /= 2) {
+      dA += __shfl_xor_sync(0xffffffffu, dA, distance);
+      ddt_bias += __shfl_xor_sync(0xffffffffu, ddt_bias, distance);
+    }
+    if (lane != 0) return;
+    memory.dA[place] = dA;
+    memory.ddt_bias[place] = ddt_bias;
+    float dD = 0.0f;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) dD += dD_parts[(k & 1) * 8 + i];
+    memory.dD[place] = dD;
+  };
+
+  // G^T, in the order in which each thread will read its own part again.
+  load_tile<Q, N, 256>(B_tile, B, in.B_token, block.tokens, memory.aligned.B);
+  load_tile<Q, N, 256>(C_tile, C, in.C_token, block.tokens, memory.aligned.C);
+  start_loading(0);
+  mma::wait_for_copies<0>();
+  __syncthreads();
+  for (int d = 0; mine + d < 8; ++d) {
+    float g[2][4] = {};
+#pragma unroll
+    for (int i = 0; i < N / 16; ++i) {
+      unsigned a[4], b[4];
+      mma::load_matrices(a, B_tile + swizzled<N>(mine * 16 + lane % 16, 2 * i + lane / 16));
+      mma::load_matrices(b, C_tile + swizzled<N>((mine + d) * 16 + lane % 16, 2 * i + lane / 16));
+      mma::multiply_add<T>(g[0], a, b[0], b[2]);
+      mma::multiply_add<T>(g[1], a, b[1], b[3]);
+    }
+    scores[d * 64] = make_float4(g[0][0], g[0][1], g[0][2], g[0][3]);
+    scores[d * 64 + 32] = make_float4(g[1][0], g[1][1], g[1][2], g[1][3]);
+  }
+
+  float dG[8][2][4] = {};  // dG^T: rows s, tiles of t from the warp's own on
+  for (int k = 0; k < block.heads; ++k) {
+    mma::wait_for_copies<0>();
+    __syncthreads();  // this head's tiles are there; the other buffers are free
+    if (k + 1 < block.heads) start_loading(k + 1);
+    if (k > 0 && warp == (k - 1) % 8) finish(k - 1);
+    const int head = block.first_head + k;
+    T* const x_tile = reinterpret_cast<T*>(shared + (k & 1) * stage_bytes);
+    const T* const dy_tile = x_tile + Q * P;
+    const T* const dstate = dy_tile + Q * P;
+    const float* const sums = reinterpret_cast<const float*>(dstate + N * P);
+    const float* const steps = sums + Q;
+    const float c[2] = {sums[row], sums[row + 8]}, step[2] = {steps[row], steps[row + 8]}, end = sums[Q - 1];
+
+    // du through the state after the chunk.
+    unsigned x[P / 16][4];
+#pragma unroll
+    for (int i = 0; i < P / 16; ++i)
+      mma::load_matrices(x[i], x_tile + swizzled<P>(mine * 16 + lane % 16, 2 * i + lane / 16));
+    float du[8][4] = {};
+#pragma unroll
+    for (int i = 0; i < N / 16; ++i) {
+      unsigned a[4];
+      mma::load_matrices(a, B_tile + swizzled<N>(mine * 16 + lane % 16, 2 * i + lane / 16));
+#pragma unroll
+      for (int n = 0; n < 8; n += 2) {
+        unsigned b[4];
+        mma::load_matrices_transposed(b, dstate + swizzled<P>(i * 16 + lane % 16, n + lane / 16));
+        mma::multiply_add<T>(du[n], a, b[0], b[1]);
+        mma::multiply_add<T>(du[n + 1], a, b[2], b[3]);
+      }
+    }
+    float inter[2] = {}, columns[2] = {}, diagonal[2] = {};  // of rows row and row + 8
+    const float to_end[2] = {mma::power_of_two(end - c[0]), mma::power_of_two(end - c[1])};
+#pragma unroll
+    for (int n = 0; n < 8; ++n)
+#pragma unroll
+      for (int half_row = 0; half_row < 2; ++half_row) {
+        const float2 x_pair = mma::unpack<T>(x[n / 2][n % 2 * 2 + half_row]);
+        du[n][2 * half_row] *= to_end[half_row];
+        du[n][2 * half_row + 1] *= to_end[half_row];
+        inter[half_row] += x_pair.x * du[n][2 * half_row] + x_pair.y * du[n][2 * half_row + 1];
+      }
+
+    // Within the chunk, 16 later tokens after the other.
+    float dD = 0.0f;
+#pragma unroll
+    for (int d = 0; d < 8; ++d) {
+      if (mine + d >= 8) break;
+      const int first = (mine + d) * 16;
+      float dM[2][4] = {};
+#pragma unroll
+      for (int i = 0; i < P / 16; ++i) {
+        unsigned b[4];
+        mma::load_matrices(b, dy_tile + swizzled<P>(first + lane % 16, 2 * i + lane / 16));
+        mma::multiply_add<T>(dM[0], x[i], b[0], b[2]);
+        mma::multiply_add<T>(dM[1], x[i], b[1], b[3]);
+      }
+      const float4 low = scores[d * 64], high = scores[d * 64 + 32];
+      const float g[2][4] = {{low.x, low.y, low.z, low.w}, {high.x, high.y, high.z, high.w}};
+      float mixing[2][4], over[4] = {};  // over: sums of E over this warp's rows, by column
+#pragma unroll
+      for (int n = 0; n < 2; ++n)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const int t = first + n * 8 + 2 * (lane % 4) + i % 2, s = row + i / 2 * 8;
+          float kept = mma::power_of_two(sums[t] - c[i / 2]);
+          if (d == 0) kept = t >= s ? kept : 0.0f;
+          mixing[n][i] = kept * g[n][i];
+          const float dscore = dM[n][i] * kept, e = dscore * g[n][i];
+          dG[d][n][i] += dscore * step[i / 2];
+          if (d == 0 && t == s) {
+            diagonal[i / 2] += e;
+            dD += dM[n][i];
+          } else {
+            columns[i / 2] += e;
+            over[2 * n + i % 2] += e * step[i / 2];
+          }
+        }
+      const unsigned a[4] = {mma::pack<T>(mixing[0][0], mixing[0][1]), mma::pack<T>(mixing[0][2], mixing[0][3]),
+                             mma::pack<T>(mixing[1][0], mixing[1][1]), mma::pack<T>(mixing[1][2], mixing[1][3])};
+#pragma unroll
+      for (int n = 0; n < 8; n += 2) {
+        unsigned b[4];
+        mma::load_matrices_transposed(b, dy_tile + swizzled<P>(first + lane % 16, n + lane / 16));
+        mma::multiply_add<T>(du[n], a, b[0], b[1]);
+        mma::multiply_add<T>(du[n + 1], a, b[2], b[3]);
+      }
+      // Sums over the 8 lanes of a column: each step halves the columns of a lane, so 4 exchanges are enough.
+      const bool upper = lane & 16, odd = lane & 8;
+      const float kept0 = upper ? over[2] : over[0], kept1 = upper ? over[3] : over[1];
+      const float half0 = kept0 + __shfl_xor_sync(0xffffffffu, upper ? over[0] : over[2], 16);
+      const float half1 = kept1 + __shfl_xor_sync(0xffffffffu, upper ? over[1] : over[3], 16);
+      float sum = (odd ? half1 : half0) + __shfl_xor_sync(0xffffffffu, odd ? half0 : half1, 8);
+      sum += __shfl_xor_sync(0xffffffffu, sum, 4);
+      if ((lane & 4) == 0)
+        row_parts[((k & 1) * 8 + mine) * Q + first + (upper ? 8 : 0) + 2 * (lane % 4) + (odd ? 1 : 0)] = sum;
+    }
+#pragma unroll
+    for (int half_row = 0; half_row < 2; ++half_row) {
+      float values[3] = {columns[half_row] + diagonal[half_row] + inter[half_row], columns[half_row], inter[half_row]};
+#pragma unroll
+      for (int i = 0; i < 3; ++i) {
+        values[i] += __shfl_xor_sync(0xffffffffu, values[i], 1);
+        values[i] += __shfl_xor_sync(0xffffffffu, values[i], 2);
+        if (lane % 4 == 0) token_sums[((k & 1) * 3 + i) * Q + row + half_row * 8] = values[i];
+      }
+    }
+    for (int distance = 16; distance > 0; distance /= 2) dD += __shfl_xor_sync(0xffffffffu, dD, distance);
+    if (lane == 0) dD_parts[(k & 1) * 8 + warp] = dD;
+
+    // dx = dt du + D dy, in whole rows, through the warp's own rows of x, which have served.
+    if (to.dx != nullptr) {
+      const float D = in.D != nullptr ? in.D[head * in.D_head] : 0.0f;
+#pragma unroll
+      for (int i = 0; i < P / 16; ++i) {
+        unsigned dy[4];
+        mma::load_matrices(dy, dy_tile + swizzled<P>(mine * 16 + lane % 16, 2 * i + lane / 16));
+#pragma unroll
+        for (int r = 0; r < 4; ++r) {
+          const float2 dy_pair = mma::unpack<T>(dy[r]);
+          const int n = 2 * i + r / 2, half_row = r % 2;
+          *reinterpret_cast<unsigned*>(x_tile + swizzled<P>(row + half_row * 8, n) + 2 * (lane % 4)) =
+              mma::pack<T>(step[half_row] * du[n][2 * half_row] + D * dy_pair.x,
+                           step[half_row] * du[n][2 * half_row + 1] + D * dy_pair.y);
+        }
+      }
+      __syncwarp();
+      T* const dx = to.dx + block.batch * to.dx_batch + block.begin * to.dx_token + head * to.dx_head;
+#pragma unroll
+      for (int i = lane; i < 16 * P / 8; i += 32) {
+        const int t = mine * 16 + i / (P / 8), unit = i % (P / 8);
+        const T* const from = x_tile + swizzled<P>(t, unit);
+        T* const target = dx + t * to.dx_token + unit * 8;
+        if (t >= block.tokens) continue;
+        if (memory.aligned.dx)
+          *reinterpret_cast<uint4*>(target) = *reinterpret_cast<const uint4*>(from);
+        else
+          for (int r = 0; r < 8; ++r) target[r] = from[r];
+      }
+    }
+  }
+  __syncthreads();
+  if (block.heads > 0 && warp == (block.heads - 1) % 8) finish(block.heads - 1);
+
+  // Through the scores: dB += dG^T C by the warp's own rows s; dC += dG B by rows t, so that all warps are equally
+  // long.
+  T* const dG_tile = reinterpret_cast<T*>(shared);  // (s, t)
+  load_tile<Q, N, 256>(C_tile, C, in.C_token, block.tokens, memory.aligned.C);
+  mma::commit_copies();
+#pragma unroll
+  for (int d = 0; d < 8; ++d) {
+    if (mine + d >= 8) break;
+#pragma unroll
+    for (int n = 0; n < 2; ++n)
+#pragma unroll
+      for (int half_row = 0; half_row < 2; ++half_row)
+        *reinterpret_cast<unsigned*>(dG_tile + swizzled<Q>(row + half_row * 8, 2 * (mine + d) + n) + 2 * (lane % 4)) =
+            mma::pack<T>(dG[d][n][2 * half_row], dG[d][n][2 * half_row + 1]);
+  }
+  mma::wait_for_copies<0>();
+  __syncthreads();
+  const auto write = [&](float(&part)[N / 8][4], int first_row, float* parts, T* target, Index token_stride,
+                         bool aligned) {
+#pragma unroll
+    for (int half_row = 0; half_row < 2; ++half_row) {
+      const int t = first_row + half_row * 8 + lane / 4;
+      if (t >= block.tokens) continue;
+      float* const from = parts + block.partial_row(in, batches, t) * N + 2 * (lane % 4);
+#pragma unroll
+      for (int n = 0; n < N / 8; ++n) {
+        float2 sum = *reinterpret_cast<const float2*>(from + n * 8);
+        sum.x += part[n][2 * half_row];
+        sum.y += part[n][2 * half_row + 1];
+        if (memory.slices.count > 1)
+          *reinterpret_cast<float2*>(from + n * 8) = sum;
+        else if (target != nullptr)
+          store_pair(target + t * token_stride + n * 8 + 2 * (lane % 4), mma::pack<T>(sum.x, sum.y), aligned);
+      }
+    }
+  };
+  {
+    float part[N / 8][4] = {};
+#pragma unroll
+    for (int d = 0; d < 8; ++d) {
+      if (mine + d >= 8) break;
+      const unsigned a[4] = {mma::pack<T>(dG[d][0][0], dG[d][0][1]), mma::pack<T>(dG[d][0][2], dG[d][0][3]),
+                             mma::pack<T>(dG[d][1][0], dG[d][1][1]), mma::pack<T>(dG[d][1][2], dG[d][1][3])};
+#pragma unroll
+      for (int n = 0; n < N / 8; n += 2) {
+        unsigned b[4];
+        mma::load_matrices_transposed(b, C_tile + swizzled<N>((mine + d) * 16 + lane % 16, n + lane / 16));
+        mma::multiply_add<T>(part[n], a, b[0], b[1]);
+        mma::multiply_add<T>(part[n + 1], a, b[2], b[3]);
+      }
+    }
+    T* const dB = to.dB != nullptr
+                      ? to.dB + block.batch * to.dB_batch + block.begin * to.dB_token + block.group * to.dB_group
+                      : nullptr;
+    write(part, mine * 16, memory.dB, dB, to.dB_token, memory.aligned.dB);
+  }
+  {
+    const int other = 7 - mine;
+    float part[N / 8][4] = {};
+    for (int i = 0; i <= other; ++i) {
+      unsigned a[4];
+      mma::load_matrices_transposed(a,
+                                    dG_tile + swizzled<Q>(i * 16 + lane % 8 + lane / 16 * 8, other * 2 + lane / 8 % 2));
+#pragma unroll
+      for (int n = 0; n < N / 8; n += 2) {
+        unsigned b[4];
+        mma::load_matrices_transposed(b, B_tile + swizzled<N>(i * 16 + lane % 16, n + lane / 16));
+        mma::multiply_add<T>(part[n], a, b[0], b[1]);
+        mma::multiply_add<T>(part[n + 1], a, b[2], b[3]);
+      }
+    }
+    T* const dC = to.dC != nullptr
+                      ? to.dC + block.batch * to.dC_batch + block.begin * to.dC_token + block.group * to.dC_group
+                      : nullptr;
+    write(part, other * 16, memory.dC, dC, to.dC_token, memory.aligned.dC);
+  }
+}
+
+/// Adds up what the slices of a group gave; grid.y is 0 for dB and 1 for dC. A thread has 4 columns.
+template <class T>
+__global__ void __launch_bounds__(256) ssd_join_slices_kernel(DeviceGradients<T> to, TensorMemory<T> memory,
+                                                              Index batches, Index length, int groups, int N) {
+  const Index row = (Index{blockIdx.x} * 256 + threadIdx.x) / (N / 4), rows = batches * length * groups;
+  const int column = static_cast<int>((Index{blockIdx.x} * 256 + threadIdx.x) % (N / 4)) * 4;
+  T* const target = blockIdx.y == 0 ? to.dB : to.dC;
+  if (row >= rows || target == nullptr) return;
+  const float* from = (blockIdx.y == 0 ? memory.dB : memory.dC) + row * N + column;
+  float4 sum = *reinterpret_cast<const float4*>(from);
+  for (int slice = 1; slice < memory.slices.count; ++slice) {
+    const float4 part = *reinterpret_cast<const float4*>(from + slice * rows * N);
+    sum.x += part.x, sum.y += part.y, sum.z += part.z, sum.w += part.w;
+  }
+  const Index group = row % groups, token = row / groups % length, batch = row / groups / length;
+  T* const place = blockIdx.y == 0 ? target + batch * to.dB_batch + token * to.dB_token + group * to.dB_group + column
+                                   : target + batch * to.dC_batch + token * to.dC_token + group * to.dC_group + column;
+  const bool aligned = blockIdx.y == 0 ? memory.aligned.dB : memory.aligned.dC;
+  store_pair(place, mma::pack<T>(sum.x, sum.y), aligned);
+  store_pair(place + 2, mma::pack<T>(sum.z, sum.w), aligned);
+}
+
+// Launchers
+// ------------------------------------------------------------------------------------------------------------
+
+inline int processors() {
+  int count = 0;
+  cuda_runtime::check(
+      cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, cuda_runtime::current_stream().device),
+      "cudaDeviceGetAttribute");
+  return count;
+}
+
+/// Segments of the walk: none where sequences and heads fill the GPU, for a segment's work is done twice.
+inline WalkSegments cut_walk(const Sizes& s) {
+  WalkSegments segments;
+  const Index chunks = (s.length + backward_tokens - 1) / backward_tokens, walks = 2 * s.batch * s.nheads;
+  const Index wanted = walks > 0 ? 3 * processors() / walks : 1, most = chunks / 8;
+  const Index count = wanted < 2 || most < 2 ? 1 : wanted < most ? wanted : most;
+  const Index each = (chunks + count - 1) / (count > 0 ? count : 1);
+  segments.tiles = static_cast<int>(2 * (each > 0 ? each : 1));
+  segments.count = static_cast<int>(each > 0 ? (chunks + each - 1) / each : 1);
+  return segments;
+}
+
+/// Slices of a group: the fewest whose blocks leave the last wave on the GPU well filled. A block's own work counts as
+/// two heads, and joining slices as a third of one for each.
+inline HeadSlices cut_heads(const Sizes& s) {
+  const Index blocks = s.batch * ((s.length + backward_tokens - 1) / backward_tokens) * s.ngroups;
+  const Index all = s.heads_per_group(), width = processors();
+  HeadSlices best;
+  double lowest = 0;
+  for (Index count = 1; count <= all && count <= 32; ++count) {
+    const Index heads = (all + count - 1) / count;
+    if ((all + heads - 1) / heads != count) continue;
+    const Index waves = (blocks * count + width - 1) / width;
+    const double cost = static_cast<double>(waves) * (static_cast<double>(heads) + 2.0 + (count > 1 ? 1.0 : 0.0));
+    if (count > 1 && cost >= lowest) continue;
+    lowest = cost;
+    best = {static_cast<int>(count), static_cast<int>(heads)};
+  }
+  return best;
+}
+
+/// Cuts the tensor-core path's memory from a workspace, or (null) only counts its bytes.
+template <class T>
+TensorMemory<T> tensor_memory(const Sizes& s, Workspace<cuda>* workspace, std::size_t* bytes) {
+  TensorMemory<T> m;
+  const auto take = [&]<class Element>(Element*& place, Index count) {
+    if (bytes != nullptr) *bytes += Workspace<cuda>::bytes_of<Element>(count);
+    if (workspace != nullptr) place = workspace->template take<Element>(count);
+  };
+  const Index chunks = (s.length + backward_tokens - 1) / backward_tokens, places = s.batch * chunks * s.nheads;
+  const Index state = s.d_state * s.headdim;
+  m.chunks = static_cast<int>(chunks);
+  m.segments = cut_walk(s);
+  m.slices = cut_heads(s);
+  take(m.steps, places * backward_tokens);
+  take(m.sums, places * backward_tokens);
+  take(m.from_start, places * backward_tokens);
+  take(m.through, places);
+  take(m.dA, places);
+  take(m.ddt_bias, places);
+  take(m.dD, places);
+  take(m.states, places * state);
+  take(m.dstates, places * state);
+  take(m.dB, m.slices.count * s.batch * s.length * s.ngroups * s.d_state);
+  take(m.dC, m.slices.count * s.batch * s.length * s.ngroups * s.d_state);
+  if (m.segments.count > 1) {
+    const Index slots = 2 * s.batch * s.nheads * m.segments.count;
+    take(m.segments.states, slots * state);
+    take(m.segments.decays, slots);
+  }
+  return m;
+}
+
+/// Whether the tensor-core path takes a call: sizes and options say so, not the memory.
+template <class T>
+bool tensor_cores_suit(const Inputs<T, cuda>& in) {
+  const Sizes s = sizes(in);
+  return std::is_same_v<T, bfloat16> && s.batch > 0 && s.length > 0 && s.nheads > 0 && s.headdim == 64 &&
+         (s.d_state == 64 || s.d_state == 128) && !in.z && !in.D_per_channel;
+}
+template <class T>
+AlignedRows aligned_rows(const Inputs<T, cuda>& in, const OutputGradients<T, cuda>& upstream,
+                         const GradientViews<T, cuda>& to) {
+  const auto aligned = [](const View<const T, 4, cuda>& view) {
+    bool good = reinterpret_cast<std::uintptr_t>(view.data()) % 16 == 0;
+    for (int axis = 0; axis < 3; ++axis) good = good && (view.extent(axis) == 1 || view.stride(axis) % 8 == 0);
+    return good;
+  };
+  return {.x = aligned(in.x),
+          .dout = aligned(upstream.dout),
+          .B = aligned(in.B),
+          .C = aligned(in.C),
+          .dx = aligned(to.dx),
+          .dB = aligned(to.dB),
+          .dC = aligned(to.dC)};
+}
+
+template <class T, int N>
+void launch_tensor_backward(const DeviceInputs<T>& in, const DeviceUpstream<T>& upstream, const DeviceGradients<T>& to,
+                            const Sizes& s, const AlignedRows& aligned, Workspace<cuda>& workspace) {
+  const auto stream = cuda_runtime::current_stream().handle;
+  TensorMemory<T> memory = tensor_memory<T>(s, &workspace, nullptr);
+  memory.aligned = aligned;
+  const auto allow = [](auto kernel, int bytes) {
+    cuda_runtime::check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+                        "cudaFuncSetAttribute");
+  };
+  ssd_chunk_decays_kernel<T, backward_tokens, float>
+      <<<grid_of(s.batch * memory.chunks), 256, 0, stream>>>(in, memory, 1.44269504089f);
+  cuda_runtime::check_launch("ssd_chunk_decays_kernel");
+
+  constexpr int walk_bytes = (2 * (64 * N + 64 * 64) + N * 64) * 2 + 2 * (backward_tokens + 64) * 4;
+  const dim3 walks(grid_of(s.batch * s.nheads * memory.segments.count), 2);
+  if (memory.segments.count > 1) {
+    const auto kernel = ssd_walk_kernel<T, N, false>;
+    allow(kernel, walk_bytes);
+    kernel<<<walks, 128, walk_bytes, stream>>>(in, upstream, to, memory);
+    cuda_runtime::check_launch("ssd_walk_kernel (segments)");
+    ssd_walk_starts_kernel<T, N>
+        <<<dim3(grid_of(s.batch * s.nheads), 2), 256, 0, stream>>>(in, upstream, memory.segments);
+    cuda_runtime::check_launch("ssd_walk_starts_kernel");
+  }
+  const auto walk = ssd_walk_kernel<T, N, true>;
+  allow(walk, walk_bytes);
+  walk<<<walks, 128, walk_bytes, stream>>>(in, upstream, to, memory);
+  cuda_runtime::check_launch("ssd_walk_kernel");
+
+  const unsigned blocks = grid_of(s.batch * memory.chunks * s.ngroups * memory.slices.count);
+  const auto states = ssd_backward_states_kernel<T, N>;
+  allow(states, states_kernel_bytes<N>);
+  states<<<blocks, 256, states_kernel_bytes<N>, stream>>>(in, upstream, memory, s.batch);
+  cuda_runtime::check_launch("ssd_backward_states_kernel");
+  const auto tokens = ssd_backward_tokens_kernel<T, N>;
+  allow(tokens, tokens_kernel_bytes<N>);
+  tokens<<<blocks, 256, tokens_kernel_bytes<N>, stream>>>(in, upstream, to, memory, s.batch);
+  cuda_runtime::check_launch("ssd_backward_tokens_kernel");
+  if (memory.slices.count > 1 && (to.dB != nullptr || to.dC != nullptr)) {
+    const Index threads = s.batch * s.length * s.ngroups * (N / 4);
+    ssd_join_slices_kernel<<<dim3(grid_of((threads + 255) / 256), 2), 256, 0, stream>>>(to, memory, s.batch, s.length,
+                                                                                        static_cast<int>(s.ngroups), N);
+    cuda_runtime::check_launch("ssd_join_slices_kernel");
+  }
+  ssd_parameter_sums_kernel<<<grid_of(s.nheads), 256, 0, stream>>>(
+      to, static_cast<int>(s.nheads), s.batch * memory.chunks, ChunkMemory<float, float>(memory));
+  cuda_runtime::check_launch("ssd_parameter_sums_kernel");
+}
+
+}  // namespace detail
+
+/// Bytes of workspace that backward takes.
+template <class T>
+std::size_t workspace_bytes(const Inputs<T, cuda>& in, const Saved<T, cuda>&) {
+  std::size_t bytes = 0;
+  if (detail::tensor_cores_suit(in)) {
+    const cuda_runtime::DeviceScope scope(cuda_runtime::current_stream().device);
+    detail::tensor_memory<T>(sizes(in), nullptr, &bytes);
+  } else {
+    detail::general_memory<accumulate_t<T>>(sizes(in), nullptr, &bytes);
+  }
+  return bytes;
+}
+
+/// Writes the gradients whose views are given, on the current stream, and never allocates. Throws Error.
+template <class T>
+void backward(const Inputs<T, cuda>& in, const Saved<T, cuda>& saved,
+              const std::type_identity_t<OutputGradients<T, cuda>>& upstream,
+              const std::type_identity_t<GradientViews<T, cuda>>& gradients, Workspace<cuda>& workspace,
+              GradientMode mode) {
+  check(in, saved, upstream, gradients);
+  const Sizes s = sizes(in);
+  const cuda_runtime::DeviceScope scope(cuda_runtime::current_stream().device);
+  const auto mark = workspace.mark();
+  const detail::DeviceInputs<T> inputs(in, saved.options);
+  const detail::DeviceUpstream<T> from(upstream);
+  const detail::DeviceGradients<T> to(gradients, mode);
+  if (detail::tensor_cores_suit(in)) {
+    if constexpr (std::is_same_v<T, bfloat16>) {
+      const detail::AlignedRows aligned = detail::aligned_rows<T>(in, upstream, gradients);
+      if (s.d_state == 64)
+        detail::launch_tensor_backward<T, 64>(inputs, from, to, s, aligned, workspace);
+      else
+        detail::launch_tensor_backward<T, 128>(inputs, from, to, s, aligned, workspace);
+    }
+  } else {
+    detail::launch_general_backward(inputs, from, to, s, workspace);
+  }
+  workspace.reset(mark);
+}
+
+}  // namespace diffmamba::ssd
