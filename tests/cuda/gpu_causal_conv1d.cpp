@@ -151,7 +151,7 @@ TEST_SUITE("on a GPU" * doctest::skip(cuda_runtime::device_count() == 0)) {
     for (const Case& c : cases) {
       compare<double>(c, 1e-13, 1e-13);
       compare<float>(c, 2e-6, 2e-6);
-      compare<bfloat16>(c, 2.1e-3, 1e-5);  // rounding alone is 1.66e-3
+      compare<bfloat16>(c, 2.6e-3, 1e-5);  // rounding alone is 1.66e-3, more where there are few numbers
     }
     compare<bfloat16>({4, 2048, 2304, 4, true, true, false}, 1.8e-3, 1e-5);
   }

@@ -54,103 +54,141 @@ __device__ accumulate_t<T> gradient_at(const DeviceInputs<T>& in, const DeviceGr
   return gradient_before<T>(dout, in.silu ? in.sum(batch, t, channel) : A(0), in.silu);
 }
 
+/// What a lane keeps while its warp walks along a run.
+template <class T, int Width>
+struct Walk {
+  using A = accumulate_t<T>;
+  static constexpr int V = lane_channels<T>, state = Width - 1;
+  A weight[Width][V], bias[V];
+  A window[state][V], g_window[state][V];  // x and g of the tokens before
+  A dweight[Width][V], dbias[V];
+
+  /// Takes x_t and dout_t, adds g_t to the sums of the parameters if it is `counted`, and completes the dx of the token
+  /// `state` before.
+  template <bool Always = false>
+  __device__ __forceinline__ void advance(const T* x, const T* dout, bool silu, bool counted, A (&dx)[V]) {
+    A now[V], g[V];
+    load_pack<V>(x).widen(now);
+    load_pack<V>(dout).widen(g);  // 0 past the end, and so is g
+    if (silu) {
+      A p[V];
+      weighted_sum<Width>(weight, bias, window, now, p);
+#pragma unroll
+      for (int i = 0; i < V; ++i) g[i] = gradient_before<T>(g[i], p[i], true);
+    }
+    if (Always || counted) {
+#pragma unroll
+      for (int i = 0; i < V; ++i) {
+#pragma unroll
+        for (int w = 0; w < state; ++w) dweight[w][i] += g[i] * window[w][i];
+        dweight[state][i] += g[i] * now[i];
+        dbias[i] += g[i];
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < V; ++i) {
+      dx[i] = weight[0][i] * g[i];
+#pragma unroll
+      for (int w = 1; w < Width; ++w) dx[i] += weight[w][i] * g_window[state - w][i];
+    }
+    push(window, now);
+    push(g_window, g);
+  }
+};
+
 // CUDA kernels
 
-template <class T, int Width, int V, int Ahead, int Blocks>
-__global__ void __launch_bounds__(block_threads, Blocks)
+template <class T, int Width, bool Packs>
+__global__ void __launch_bounds__(block_threads, 3)
     causal_conv1d_backward_kernel(DeviceInputs<T> in, DeviceGradients<T> d, Tiling tiling) {
   using A = accumulate_t<T>;
-  constexpr int state = Width - 1, line = most_lanes * V;
+  constexpr int V = lane_channels<T>, S = stage_tokens<T>, strip = strip_channels<T>, state = Width - 1;
   // The weights, and after the run one line of sums for every run of the block.
-  constexpr int shared_lines = Width + 1 > block_threads / most_lanes ? Width + 1 : block_threads / most_lanes;
-  __shared__ __align__(16) A shared[shared_lines * line];
-  const Place<V> place(tiling);
-  stage_weights<Width, V>(in, tiling, place.first_channel, shared);
-  A dweight[Width][V] = {}, dbias[V] = {};
-  if (place.channel < in.channels && place.run < tiling.runs) {
-    A weight[Width][V], bias[V];
+  __shared__ __align__(16) A shared[(Width + 1 > block_runs ? Width + 1 : block_runs) * strip];
+  __shared__ __align__(16) T stages[block_runs][2][2][S * strip];
+  const Place<T> place(tiling, in.length, in.channels);
+  stage_weights<Width>(in, place.first_channel, shared);
+  Walk<T, Width> walk;
 #pragma unroll
-    for (int w = 0; w < Width; ++w)
+  for (int i = 0; i < V; ++i) {
 #pragma unroll
-      for (int i = 0; i < V; ++i) weight[w][i] = shared[w * line + place.lane * V + i];
+    for (int w = 0; w < Width; ++w) {
+      walk.weight[w][i] = shared[w * strip + place.lane * V + i];
+      walk.dweight[w][i] = A(0);
+    }
+    walk.bias[i] = shared[Width * strip + place.lane * V + i];
+    walk.dbias[i] = A(0);
 #pragma unroll
-    for (int i = 0; i < V; ++i) bias[i] = shared[Width * line + place.lane * V + i];
-
-    const Index batch = place.run / tiling.runs_per_sequence;
-    const Index first = Index{place.run % tiling.runs_per_sequence} * tiling.run_tokens;
-    const int tokens = static_cast<int>(min(Index{tiling.run_tokens}, in.length - first));
-    const int inputs = static_cast<int>(min(Index{tokens + state}, in.length - first));  // that have a g
-    A window[state][V], g_window[state][V] = {};
-    inputs_before<Width>(in, batch, first, place.channel, window);
-    const T* x = in.x + batch * in.x_batch + first * in.x_token + place.channel;
-    const T* dout = d.dout + batch * d.dout_batch + first * d.dout_token + place.channel;
-    T* dx = d.dx + batch * d.dx_batch + (first - state) * d.dx_token + place.channel;
-    for (int t = 0; t < tokens + state; t += Ahead) {
-      Pack<T, V> loaded_x[Ahead], loaded_dout[Ahead];
+    for (int w = 0; w < state; ++w) walk.g_window[w][i] = A(0);
+  }
+  if (place.run < tiling.runs) {
+    const int total = place.tokens + state;                                          // rows of g, and those that
+    const int exist = static_cast<int>(min(Index{total}, in.length - place.first));  // are not 0
+    const int channels = in.channels - place.first_channel;
+    const Rows<T, Packs> x{in.x + place.batch * in.x_batch + place.first * in.x_token + place.first_channel, in.x_token,
+                           exist, channels};
+    const Rows<T, Packs> dout{
+        d.dout != nullptr ? d.dout + place.batch * d.dout_batch + place.first * d.dout_token + place.first_channel
+                          : in.x,
+        d.dout_token, d.dout != nullptr ? exist : 0, channels};
+    auto* const buffers = stages[place.warp];
+    x.fetch(buffers[0][0], 0, place.lane);
+    dout.fetch(buffers[0][1], 0, place.lane);
+    mma::commit_copies();
+    inputs_before<Width>(in, place, walk.window);
+    T* to = d.dx + place.batch * d.dx_batch + (place.first - state) * d.dx_token + place.channel;
+    const A* const dfinal = d.dfinal + place.batch * d.dfinal_batch + place.channel * d.dfinal_channel;
+    for (int t = 0, stage = 0; t < total; t += S, stage ^= 1) {
+      x.fetch(buffers[stage ^ 1][0], t + S, place.lane);
+      dout.fetch(buffers[stage ^ 1][1], t + S, place.lane);
+      mma::commit_copies();
+      mma::wait_for_copies<1>();
+      __syncwarp();
+      const T* const x_rows = buffers[stage][0] + place.lane * V;
+      const T* const dout_rows = buffers[stage][1] + place.lane * V;
+      // The last inputs are the final state, too. first_kept counts from the run's first token.
+      const Index first_kept = in.length - state - place.first;
+      A dx[V];
+      if (Packs && channels >= strip && d.dx != nullptr && t >= state && t + S <= place.tokens &&
+          (d.dfinal == nullptr || t + S - state <= first_kept)) {  // most stages: no questions in them
 #pragma unroll
-      for (int u = 0; u < Ahead; ++u, x += in.x_token, dout += d.dout_token) {
-        loaded_x[u] = loaded_dout[u] = zero_pack<V, T>();
-        if (t + u >= inputs) continue;
-        loaded_x[u] = load_pack<V>(x);
-        if (d.dout != nullptr) loaded_dout[u] = load_pack<V>(dout);
-      }
-#pragma unroll
-      for (int u = 0; u < Ahead; ++u, dx += d.dx_token) {
-        if (t + u >= tokens + state) break;
-        A now[V], g[V], p[V];
-        loaded_x[u].widen(now);
-        loaded_dout[u].widen(g);  // 0 past the end, and so is g
-        if (in.silu) {
-          weighted_sum<Width>(weight, bias, window, now, p);
-#pragma unroll
-          for (int i = 0; i < V; ++i) g[i] = gradient_before<T>(g[i], p[i], true);
+        for (int u = 0; u < S; ++u, to += d.dx_token) {
+          walk.template advance<true>(x_rows + u * strip, dout_rows + u * strip, in.silu, true, dx);
+          store_pack<V>(to, dx);
         }
-        if (t + u < tokens) {
-#pragma unroll
-          for (int i = 0; i < V; ++i) {
-#pragma unroll
-            for (int w = 0; w < state; ++w) dweight[w][i] += g[i] * window[w][i];
-            dweight[state][i] += g[i] * now[i];
-            dbias[i] += g[i];
-          }
-        }
-        push(window, now);
-        const int s = t + u - state;  // the token, from the run's first, whose dx g_t completes
-        if (s >= 0 && d.dx != nullptr) {
-          A sum[V];
-#pragma unroll
-          for (int i = 0; i < V; ++i) {
-            A part = weight[0][i] * g[i];
-#pragma unroll
-            for (int w = 1; w < Width; ++w) part += weight[w][i] * g_window[state - w][i];
-            sum[i] = part;
-          }
-          const Index column = first + s - (in.length - state);  // of the final state, where it holds this input
-          if (d.dfinal != nullptr && column >= 0) {
+      } else {
+#pragma unroll 1
+        for (int u = 0; u < S && t + u < total; ++u, to += d.dx_token) {
+          walk.advance(x_rows + u * strip, dout_rows + u * strip, in.silu, t + u < place.tokens, dx);
+          const int s = t + u - state;  // the token, from the run's first
+          if (s < 0 || d.dx == nullptr || !place.active) continue;
+          if (d.dfinal != nullptr && s >= first_kept) {
 #pragma unroll
             for (int i = 0; i < V; ++i)
-              sum[i] += d.dfinal[batch * d.dfinal_batch + (place.channel + i) * d.dfinal_channel + column];
+              if (i < place.count) dx[i] += dfinal[i * d.dfinal_channel + s - first_kept];
           }
-          store_pack<V>(dx, sum);
+          store_row<Packs>(to, dx, place.count);
         }
-        push(g_window, g);
       }
+      __syncwarp();
     }
   }
   if (d.partial == nullptr) return;
 
-  const int row = static_cast<int>(threadIdx.x) >> tiling.log_lanes, strip = tiling.lanes() * V;
-  const Index group = blockIdx.x / static_cast<unsigned>(tiling.strips);
+  const Index group = blockIdx.x / tiling.strips;
 #pragma unroll
   for (int w = 0; w <= Width; ++w) {
     __syncthreads();
 #pragma unroll
-    for (int i = 0; i < V; ++i) shared[row * strip + place.lane * V + i] = w < Width ? dweight[w % Width][i] : dbias[i];
+    for (int i = 0; i < V; ++i)
+      shared[place.warp * strip + place.lane * V + i] = w < Width ? walk.dweight[w % Width][i] : walk.dbias[i];
     __syncthreads();
+#pragma unroll
     for (int c = static_cast<int>(threadIdx.x); c < strip; c += block_threads) {
       if (place.first_channel + c >= in.channels) break;
       A sum = shared[c];
-      for (int r = 1; r < tiling.rows(); ++r) sum += shared[r * strip + c];
+#pragma unroll
+      for (int r = 1; r < block_runs; ++r) sum += shared[r * strip + c];
       d.partial[(group * (Width + 1) + w) * in.channels + place.first_channel + c] = sum;
     }
   }
@@ -246,11 +284,11 @@ inline bool has_own_kernel(Index width) {
   return 2 <= width && width <= 4;
 }
 
-/// How the runs of backward lie for packs of V channels.
-template <int V>
+/// How the runs of backward lie.
+template <class T>
 Tiling backward_tiling(Index batch, Index length, Index channels) {
-  const Index packs = (channels + V - 1) / V;
-  return {packs, batch, length, Tiling::tokens(packs, batch, length, 8, 64)};
+  constexpr Index strip = strip_channels<T>;
+  return {strip, channels, batch, length, Tiling::tokens(strip, channels, batch, length, 128)};
 }
 /// Of the general path: blocks of 64 channels by one run.
 struct AnyWidth {
@@ -268,18 +306,16 @@ struct AnyWidth {
   }
 };
 
-template <class T, int Width, int V>
+template <class T, bool Packs>
 void launch_backward(const DeviceInputs<T>& in, const DeviceGradients<T>& d, const Tiling& tiling) {
   if (tiling.blocks() == 0) return;
-  causal_conv1d_backward_kernel<T, Width, V, 4, 2>
-      <<<tiling.blocks(), block_threads, 0, cuda_runtime::current_stream().handle>>>(in, d, tiling);
-  cuda_runtime::check_launch("causal_conv1d_backward_kernel");
-}
-template <class T, int V>
-void launch_backward(const DeviceInputs<T>& in, const DeviceGradients<T>& d, const Tiling& tiling) {
-  if (in.width == 4) return launch_backward<T, 4, V>(in, d, tiling);
-  if (in.width == 3) return launch_backward<T, 3, V>(in, d, tiling);
-  launch_backward<T, 2, V>(in, d, tiling);
+  const auto launch = [&](auto kernel) {
+    kernel<<<tiling.blocks(), block_threads, 0, cuda_runtime::current_stream().handle>>>(in, d, tiling);
+    cuda_runtime::check_launch("causal_conv1d_backward_kernel");
+  };
+  if (in.width == 4) return launch(causal_conv1d_backward_kernel<T, 4, Packs>);
+  if (in.width == 3) return launch(causal_conv1d_backward_kernel<T, 3, Packs>);
+  launch(causal_conv1d_backward_kernel<T, 2, Packs>);
 }
 
 }  // namespace detail
@@ -295,9 +331,7 @@ std::size_t workspace_bytes(const Inputs<T, cuda>& in) {
     return Workspace<cuda>::bytes_of<A>(tiles.runs * line) +
            (tiles.in_memory ? static_cast<std::size_t>(tiles.runs * tiles.strips) * tiles.line_bytes + 64 : 0);
   }
-  const unsigned packed = detail::backward_tiling<detail::pack_size<T>>(batch, length, channels).groups;
-  const unsigned single = detail::backward_tiling<1>(batch, length, channels).groups;
-  return Workspace<cuda>::bytes_of<A>(std::max(packed, single) * line);
+  return Workspace<cuda>::bytes_of<A>(detail::backward_tiling<T>(batch, length, channels).groups * line);
 }
 
 template <class T>
@@ -323,15 +357,14 @@ void backward(const Inputs<T, cuda>& in, const Saved<T, cuda>& saved,
     constexpr int V = detail::pack_size<T>;
     const bool packs = detail::takes_packs<V>(View<const T, 3, cuda>(in.x)) && detail::takes_packs<V>(upstream.dout) &&
                        detail::takes_packs<V>(gradients.dx);
-    const auto tiling = packs ? detail::backward_tiling<V>(batch, length, channels)
-                              : detail::backward_tiling<1>(batch, length, channels);
+    const detail::Tiling tiling = detail::backward_tiling<T>(batch, length, channels);
     groups = tiling.groups;
     const detail::DeviceGradients<T> d(upstream, gradients, sums(groups));
     partial = d.partial;
     if (packs)
-      detail::launch_backward<T, V>(inputs, d, tiling);
+      detail::launch_backward<T, true>(inputs, d, tiling);
     else
-      detail::launch_backward<T, 1>(inputs, d, tiling);
+      detail::launch_backward<T, false>(inputs, d, tiling);
   } else if (runs) {
     const detail::AnyWidth tiles(A{}, batch, length, channels, width);
     require(tiles.runs * tiles.strips < Index{1} << 31, "causal_conv1d: x is ", in.x.extents(),

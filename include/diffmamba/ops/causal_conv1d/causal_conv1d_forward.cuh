@@ -11,64 +11,65 @@ namespace detail {
 
 // CUDA kernels
 
-template <class T, int Width, int V, int Ahead, int Blocks>
-__global__ void __launch_bounds__(block_threads, Blocks)
+template <class T, int Width, bool Packs>
+__global__ void __launch_bounds__(block_threads)
     causal_conv1d_forward_kernel(DeviceInputs<T> in, T* out, Index out_batch, Index out_token, Tiling tiling) {
   using A = accumulate_t<T>;
-  __shared__ __align__(16) A staged[(Width + 1) * most_lanes * V];
-  const Place<V> place(tiling);
-  stage_weights<Width, V>(in, tiling, place.first_channel, staged);
-  if (place.channel >= in.channels || place.run >= tiling.runs) return;
+  constexpr int V = lane_channels<T>, S = stage_tokens<T>, strip = strip_channels<T>;
+  __shared__ __align__(16) A weights[(Width + 1) * strip];
+  __shared__ __align__(16) T stages[block_runs][2][S * strip];
+  const Place<T> place(tiling, in.length, in.channels);
+  stage_weights<Width>(in, place.first_channel, weights);
+  if (place.run >= tiling.runs) return;
 
-  A weight[Width][V], bias[V];
+  const Rows<T, Packs> x{in.x + place.batch * in.x_batch + place.first * in.x_token + place.first_channel, in.x_token,
+                         place.tokens, in.channels - place.first_channel};
+  x.fetch(stages[place.warp][0], 0, place.lane);
+  mma::commit_copies();
+  A weight[Width][V], bias[V], window[Width - 1][V];
 #pragma unroll
-  for (int w = 0; w < Width; ++w)
+  for (int i = 0; i < V; ++i) {
 #pragma unroll
-    for (int i = 0; i < V; ++i) weight[w][i] = staged[w * most_lanes * V + place.lane * V + i];
+    for (int w = 0; w < Width; ++w) weight[w][i] = weights[w * strip + place.lane * V + i];
+    bias[i] = weights[Width * strip + place.lane * V + i];
+  }
+  inputs_before<Width>(in, place, window);
+  T* y = out + place.batch * out_batch + place.first * out_token + place.channel;
+  for (int t = 0, stage = 0; t < place.tokens; t += S, stage ^= 1) {
+    x.fetch(stages[place.warp][stage ^ 1], t + S, place.lane);
+    mma::commit_copies();
+    mma::wait_for_copies<1>();
+    __syncwarp();
+    const T* const rows = stages[place.warp][stage] + place.lane * V;
 #pragma unroll
-  for (int i = 0; i < V; ++i) bias[i] = staged[Width * most_lanes * V + place.lane * V + i];
-
-  const Index batch = place.run / tiling.runs_per_sequence;
-  const Index first = Index{place.run % tiling.runs_per_sequence} * tiling.run_tokens;
-  const int tokens = static_cast<int>(min(Index{tiling.run_tokens}, in.length - first));
-  A window[Width - 1][V];
-  inputs_before<Width>(in, batch, first, place.channel, window);
-  const T* x = in.x + batch * in.x_batch + first * in.x_token + place.channel;
-  T* y = out + batch * out_batch + first * out_token + place.channel;
-  for (int t = 0; t < tokens; t += Ahead) {
-    Pack<T, V> loaded[Ahead];
-#pragma unroll
-    for (int u = 0; u < Ahead; ++u, x += in.x_token)
-      if (t + u < tokens) loaded[u] = load_pack<V>(x);
-#pragma unroll
-    for (int u = 0; u < Ahead; ++u, y += out_token) {
-      if (t + u >= tokens) break;
+    for (int u = 0; u < S; ++u, y += out_token) {
       A now[V], sum[V];
-      loaded[u].widen(now);
+      load_pack<V>(rows + u * strip).widen(now);
       weighted_sum<Width>(weight, bias, window, now, sum);
       push(window, now);
       if (in.silu)
 #pragma unroll
         for (int i = 0; i < V; ++i) sum[i] *= sigmoid_for<T>(sum[i]);
-      store_pack<V>(y, sum);
+      if (place.active && t + u < place.tokens) store_row<Packs>(y, sum, place.count);
     }
+    __syncwarp();
   }
 }
 
-/// Any width.
+/// Any width: a warp as above, its lanes over the channels of the strip.
 template <class T>
 __global__ void causal_conv1d_forward_any_width_kernel(DeviceInputs<T> in, T* out, Index out_batch, Index out_token,
                                                        Tiling tiling) {
   using A = accumulate_t<T>;
-  const Place<1> place(tiling);
-  if (place.channel >= in.channels || place.run >= tiling.runs) return;
-  const Index batch = place.run / tiling.runs_per_sequence;
-  const Index first = Index{place.run % tiling.runs_per_sequence} * tiling.run_tokens;
-  for (Index t = first; t < min(first + tiling.run_tokens, in.length); ++t) {
-    A sum = in.sum(batch, t, place.channel);
-    if (in.silu) sum *= sigmoid_for<T>(sum);
-    out[batch * out_batch + t * out_token + place.channel] = narrow<T>(sum);
-  }
+  const Place<T> place(tiling, in.length, in.channels);
+  if (place.run >= tiling.runs) return;
+  const int end = min(in.channels, place.first_channel + strip_channels<T>);
+  for (Index t = place.first; t < place.first + place.tokens; ++t)
+    for (int channel = place.first_channel + place.lane; channel < end; channel += 32) {
+      A sum = in.sum(place.batch, t, channel);
+      if (in.silu) sum *= sigmoid_for<T>(sum);
+      out[place.batch * out_batch + t * out_token + channel] = narrow<T>(sum);
+    }
 }
 
 /// One thread an element of the final state.
@@ -85,29 +86,21 @@ __global__ void causal_conv1d_final_state_kernel(DeviceInputs<T> in, View<accumu
 
 // Launchers
 
-template <class T, int Width, int V>
-void launch_forward(const DeviceInputs<T>& in, const View<T, 3, cuda>& out, Index run_tokens) {
-  const Tiling tiling((in.channels + V - 1) / V, out.extent(0), in.length, run_tokens);
-  if (tiling.blocks() == 0) return;
-  causal_conv1d_forward_kernel<T, Width, V, 4, 2>
-      <<<tiling.blocks(), block_threads, 0, cuda_runtime::current_stream().handle>>>(in, out.data(), out.stride(0),
-                                                                                     out.stride(1), tiling);
-  cuda_runtime::check_launch("causal_conv1d_forward_kernel");
-}
-
-template <class T, int V>
+template <class T, bool Packs>
 void launch_forward(const DeviceInputs<T>& in, const View<T, 3, cuda>& out) {
-  const Index batch = out.extent(0), packs = (in.channels + V - 1) / V;
-  const Index run_tokens = Tiling::tokens(packs, batch, in.length, 8, 32);
-  if (in.width == 4) return launch_forward<T, 4, V>(in, out, run_tokens);
-  if (in.width == 3) return launch_forward<T, 3, V>(in, out, run_tokens);
-  if (in.width == 2) return launch_forward<T, 2, V>(in, out, run_tokens);
-  const Tiling tiling(in.channels, batch, in.length, run_tokens);
+  constexpr int strip = strip_channels<T>;
+  const Index batch = out.extent(0);
+  const Tiling tiling(strip, in.channels, batch, in.length, Tiling::tokens(strip, in.channels, batch, in.length, 32));
   if (tiling.blocks() == 0) return;
-  causal_conv1d_forward_any_width_kernel<T>
-      <<<tiling.blocks(), block_threads, 0, cuda_runtime::current_stream().handle>>>(in, out.data(), out.stride(0),
-                                                                                     out.stride(1), tiling);
-  cuda_runtime::check_launch("causal_conv1d_forward_any_width_kernel");
+  const auto launch = [&](auto kernel) {
+    kernel<<<tiling.blocks(), block_threads, 0, cuda_runtime::current_stream().handle>>>(in, out.data(), out.stride(0),
+                                                                                         out.stride(1), tiling);
+    cuda_runtime::check_launch("causal_conv1d_forward_kernel");
+  };
+  if (in.width == 4) return launch(causal_conv1d_forward_kernel<T, 4, Packs>);
+  if (in.width == 3) return launch(causal_conv1d_forward_kernel<T, 3, Packs>);
+  if (in.width == 2) return launch(causal_conv1d_forward_kernel<T, 2, Packs>);
+  launch(causal_conv1d_forward_any_width_kernel<T>);
 }
 
 }  // namespace detail
@@ -124,9 +117,9 @@ void forward(const Inputs<T, cuda>& in, const Options& options, const OutputView
   constexpr int V = detail::pack_size<T>;
   if (inputs.channels > 0) {
     if (detail::takes_packs<V>(View<const T, 3, cuda>(in.x)) && detail::takes_packs<V>(View<T, 3, cuda>(outputs.out)))
-      detail::launch_forward<T, V>(inputs, outputs.out);
+      detail::launch_forward<T, true>(inputs, outputs.out);
     else
-      detail::launch_forward<T, 1>(inputs, outputs.out);
+      detail::launch_forward<T, false>(inputs, outputs.out);
   }
   if (!outputs.final_state || outputs.final_state.size() == 0) return;
   detail::causal_conv1d_final_state_kernel<T>

@@ -5,21 +5,28 @@
 #include <algorithm>  // std::min, std::max
 
 #include "diffmamba/device/cuda.cuh"
+#include "diffmamba/device/mma.cuh"  // copy_async
 #include "diffmamba/device/pack.cuh"
 #include "diffmamba/math/sigmoid.cuh"
 #include "diffmamba/ops/causal_conv1d/causal_conv1d.hpp"
 
-// How the GPU cuts a convolution, forward and backward: a thread owns a pack of neighbouring channels (16 bytes of x
-// where the addresses allow it, else one channel) and walks along a run of tokens with the last width - 1 inputs in
-// registers. A block of 256 threads is a strip of up to 32 packs by 8 runs or more, so that a warp reads 512 bytes in
-// a row, and its weights lie in shared memory with the channels side by side.
+// How the GPU cuts a convolution, forward and backward: a warp takes a strip of 64 or 128 neighbouring channels and
+// walks along a run of tokens with the last width - 1 inputs in registers, a few channels a lane. The rows come through
+// shared memory, by asynchronous copies of 16 bytes where the addresses allow it, one stage of tokens ahead of the
+// sums, so that enough of them are in flight without a register being held for them. A block is four runs of one strip,
+// whose weights lie in shared memory with the channels side by side.
 namespace diffmamba::causal_conv1d::detail {
 
 using namespace diffmamba::detail;
 
-inline constexpr int block_threads = 256;
-/// Packs of channels side by side in a block, at most.
-inline constexpr int most_lanes = 32;
+inline constexpr int block_runs = 4, block_threads = 32 * block_runs;
+/// Channels of a lane and of a strip; tokens that are copied at once.
+template <class T>
+inline constexpr int lane_channels = sizeof(T) == 8 ? 2 : 4;
+template <class T>
+inline constexpr int strip_channels = 32 * lane_channels<T>;
+template <class T>
+inline constexpr int stage_tokens = sizeof(T) == 2 ? 8 : 4;
 
 /// The inputs as a kernel sees them; strides in elements.
 template <class T>
@@ -66,77 +73,119 @@ struct DeviceInputs {
 
 /// Which block takes what. Follows from the shape alone.
 struct Tiling {
-  int log_lanes, strips;             // packs in a block, blocks across the channels
-  int run_tokens;                    // of a thread
+  int run_tokens;                    // of a warp
+  unsigned strips;                   // across the channels
   unsigned runs_per_sequence, runs;  // over all sequences
   unsigned groups;                   // blocks along the runs
-  DIFFMAMBA_HOST_DEVICE int lanes() const { return 1 << log_lanes; }
-  DIFFMAMBA_HOST_DEVICE int rows() const { return block_threads >> log_lanes; }
-  unsigned blocks() const { return groups * static_cast<unsigned>(strips); }
+  unsigned blocks() const { return groups * strips; }
 
-  Tiling(Index packs, Index batch, Index length, Index tokens) : run_tokens(static_cast<int>(tokens)) {
-    log_lanes = 0;
-    while (lanes() < most_lanes && lanes() < packs) ++log_lanes;
-    strips = static_cast<int>((packs + lanes() - 1) / lanes());
-    const Index per_sequence = (length + tokens - 1) / tokens, all = batch * per_sequence;
-    require((all / rows() + 1) * strips < Index{1} << 31, "causal_conv1d: ", batch, " sequences of ", length,
-            " tokens are more than one launch takes");
+  Tiling(Index strip, Index channels, Index batch, Index length, Index tokens) : run_tokens(static_cast<int>(tokens)) {
+    const Index across = (channels + strip - 1) / strip, per_sequence = (length + tokens - 1) / tokens;
+    const Index all = batch * per_sequence, along = (all + block_runs - 1) / block_runs;
+    require(along * across < Index{1} << 31, "causal_conv1d: ", batch, " sequences of ", length, " tokens and ",
+            channels, " channels are more than one launch takes");
+    strips = static_cast<unsigned>(across);
     runs_per_sequence = static_cast<unsigned>(per_sequence);
     runs = static_cast<unsigned>(all);
-    groups = static_cast<unsigned>((all + rows() - 1) / rows());
+    groups = static_cast<unsigned>(along);
   }
 
-  /// Long runs read fewer inputs twice, but there must be threads enough for a GPU.
-  static Index tokens(Index packs, Index batch, Index length, Index least, Index most) {
-    constexpr Index wanted_threads = 131072;
-    Index result = least;
-    while (result < most && packs * batch * (length / (2 * result)) >= wanted_threads) result *= 2;
+  /// Long runs read fewer inputs twice, but there must be warps enough for a GPU.
+  static Index tokens(Index strip, Index channels, Index batch, Index length, Index most) {
+    constexpr Index wanted_runs = 4096;
+    const Index across = (channels + strip - 1) / strip;
+    Index result = 8;
+    while (result < most && across * batch * (length / (2 * result)) >= wanted_runs) result *= 2;
     return result;
   }
 };
 
-/// A thread's place in a tiling.
-template <int V>
+/// The place of a lane in a tiling.
+template <class T>
 struct Place {
-  int lane, first_channel, channel;  // first_channel is the block's
-  unsigned run;
-  __device__ explicit Place(const Tiling& tiling) {
-    const int strip = static_cast<int>(blockIdx.x % static_cast<unsigned>(tiling.strips));
-    lane = static_cast<int>(threadIdx.x) & (tiling.lanes() - 1);
-    first_channel = strip * tiling.lanes() * V;
+  int lane, warp;
+  unsigned run;        // of the warp
+  int first_channel;   // of the block
+  int channel, count;  // the lane's first one, and how many there are from it on, at most lane_channels
+  bool active;         // otherwise beyond the last channel or run
+  Index batch, first;  // the run's sequence and first token
+  int tokens;
+  __device__ Place(const Tiling& tiling, Index length, int channels) {
+    constexpr int V = lane_channels<T>;
+    lane = static_cast<int>(threadIdx.x) % 32;
+    warp = static_cast<int>(threadIdx.x) / 32;
+    run = blockIdx.x / tiling.strips * block_runs + static_cast<unsigned>(warp);
+    first_channel = static_cast<int>(blockIdx.x % tiling.strips) * strip_channels<T>;
     channel = first_channel + lane * V;
-    run = blockIdx.x / static_cast<unsigned>(tiling.strips) * static_cast<unsigned>(tiling.rows()) +
-          (threadIdx.x >> tiling.log_lanes);
+    count = min(V, channels - channel);
+    active = run < tiling.runs && count > 0;
+    batch = run / tiling.runs_per_sequence;
+    first = Index{run % tiling.runs_per_sequence} * tiling.run_tokens;
+    tokens = static_cast<int>(min(Index{tiling.run_tokens}, length - first));
   }
 };
 
-/// The weights of a block's channels, then their bias: line w at shared + w * most_lanes * V.
-template <int Width, int V, class T>
-__device__ void stage_weights(const DeviceInputs<T>& in, const Tiling& tiling, int first_channel,
-                              accumulate_t<T>* shared) {
+/// The weights of a block's channels, then their bias, in lines of a strip; 0 beyond the last channel.
+template <int Width, class T>
+__device__ void stage_weights(const DeviceInputs<T>& in, int first_channel, accumulate_t<T>* shared) {
   using A = accumulate_t<T>;
-  constexpr int line = most_lanes * V;
-  const int strip = min(tiling.lanes() * V, in.channels - first_channel);
-  for (int i = static_cast<int>(threadIdx.x); i < strip * Width; i += block_threads)
-    shared[i % Width * line + i / Width] = in.weight[(first_channel + i / Width) * in.weight_channel + i % Width];
-  for (int c = static_cast<int>(threadIdx.x); c < strip; c += block_threads)
-    shared[Width * line + c] = in.bias != nullptr ? in.bias[first_channel + c] : A(0);
+  constexpr int line = strip_channels<T>;
+  const int strip = min(line, in.channels - first_channel);
+  for (int i = static_cast<int>(threadIdx.x); i < line * Width; i += block_threads)
+    shared[i % Width * line + i / Width] =
+        i / Width < strip ? in.weight[(first_channel + i / Width) * in.weight_channel + i % Width] : A(0);
+  for (int c = static_cast<int>(threadIdx.x); c < line; c += block_threads)
+    shared[Width * line + c] = c < strip && in.bias != nullptr ? in.bias[first_channel + c] : A(0);
   __syncthreads();
 }
 
-/// The inputs before token `first` of a run: from x, from the initial state, or 0.
-template <int Width, int V, class T>
-__device__ void inputs_before(const DeviceInputs<T>& in, Index batch, Index first, int channel,
-                              accumulate_t<T> (&window)[Width - 1][V]) {
-#pragma unroll
-  for (int w = 0; w < Width - 1; ++w) {
-    const Index t = first - (Width - 1) + w;
-    if (t >= 0) {
-      load_pack<V>(in.x + batch * in.x_batch + t * in.x_token + channel).widen(window[w]);
-    } else {
-#pragma unroll
-      for (int i = 0; i < V; ++i) window[w][i] = in.input(batch, t, channel + i);
+/// Rows of one tensor on their way into shared memory: those of a warp's run and strip. Rows and channels that do not
+/// exist are 0. Packs: addresses and channels are multiples of 16 bytes.
+template <class T, bool Packs>
+struct Rows {
+  const T* from;  // first token of the run, first channel of the strip
+  Index token;    // from row to row
+  int tokens;     // that exist, from the run's first on
+  int channels;   // that exist, from the strip's first on
+
+  /// Starts copies of the stage that begins at token `t` of the run.
+  __device__ void fetch(T* stage, int t, int lane) const {
+    constexpr int strip = strip_channels<T>;
+    constexpr int step = Packs ? pack_size<T> : 1, per_row = strip / step;
+#pragma unroll 4
+    for (int i = 0; i < stage_tokens<T> * per_row / 32; ++i) {
+      const int row = (i * 32 + lane) / per_row, column = (i * 32 + lane) % per_row * step;
+      const bool valid = t + row < tokens && column < channels;
+      const T* source = from + (t + row) * token + column;
+      if constexpr (Packs)
+        mma::copy_async(stage + row * strip + column, valid ? source : from, valid);
+      else
+        stage[row * strip + column] = valid ? *source : T{};
     }
+  }
+};
+
+/// The inputs before token `first` of a run: from x, from the initial state, or 0.
+template <int Width, class T>
+__device__ void inputs_before(const DeviceInputs<T>& in, const Place<T>& place,
+                              accumulate_t<T> (&window)[Width - 1][lane_channels<T>]) {
+  using A = accumulate_t<T>;
+#pragma unroll
+  for (int w = 0; w < Width - 1; ++w)
+#pragma unroll
+    for (int i = 0; i < lane_channels<T>; ++i)
+      window[w][i] = i < place.count ? in.input(place.batch, place.first - (Width - 1) + w, place.channel + i) : A(0);
+}
+
+/// A lane's channels of a row.
+template <bool Packs, class T>
+__device__ void store_row(T* to, const accumulate_t<T> (&values)[lane_channels<T>], int count) {
+  if constexpr (Packs) {
+    store_pack<lane_channels<T>>(to, values);
+  } else {
+#pragma unroll
+    for (int i = 0; i < lane_channels<T>; ++i)
+      if (i < count) to[i] = narrow<T>(values[i]);
   }
 }
 
