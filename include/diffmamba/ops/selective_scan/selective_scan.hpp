@@ -323,8 +323,8 @@ View<S, 4, D> as_heads(const View<S, 3, D>& state, Index channels, Index groups,
 //   Tensor<T, 3> step(head_step_inputs, state, options = {})          state: (slots, nheads, headdim, d_state)
 //   void step(inputs, state, options, out)                            the same, never allocates
 
-/// On a GPU, on the current stream: d_state up to 256. Nothing is read back, so the slots of state_batch_indices are
-/// not checked there: they must be distinct, -1 is padding. Defined in selective_scan_{forward,backward,step}.cuh.
+/// On a GPU, on the current stream. Nothing is read back, so the slots of state_batch_indices are not checked there:
+/// they must be distinct, -1 is padding. Defined in selective_scan_{forward,backward,step}.cuh.
 template <class T>
 std::size_t workspace_bytes(const Inputs<T, cuda>& in, const Options& options);
 template <class T>

@@ -1,0 +1,530 @@
+// SPDX-FileCopyrightText: 2026 The diffmamba authors
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "diffmamba/device/mma.cuh"
+#include "diffmamba/ops/selective_scan/selective_scan_device.cuh"
+
+/// The backward scan on an NVIDIA GPU; selective_scan_backward.hpp has the derivation, selective_scan_device.cuh says
+/// how it is cut. A block walks over its tiles from the last to the first. A tile runs forward again from the state
+/// saved before it, with the states after each of its 16 tokens in registers, and then back, each decay computed anew:
+/// two exponentials and about 13 operations per token, channel and state.
+///
+/// dB and dC are sums over channels. Four neighbouring threads' are added by the tensor cores (a product with ones; for
+/// bfloat16 the terms are cut to tf32, 2^-11, below the rounding of the result; for float each is cut in two, 2^-22),
+/// those of a block in shared memory, those of all columns by a second launch, everything in a fixed order. A third
+/// launch adds the parameters' gradients over batch and segments.
+namespace diffmamba::selective_scan {
+namespace detail {
+
+/// Where gradients come from and where they go; what is absent is null.
+template <class T>
+struct DeviceGradients {
+  using S = accumulate_t<T>;
+  RowsView<const T> dout;
+  StatesView<const S> dfinal_state;
+  const S* checkpoints;  // (batch, checkpoints, d_state, channels)
+  Index checkpoint_count;
+  RowsView<T> du, ddelta, dz;
+  StatesView<S> dinitial_state;
+};
+
+/// What the blocks leave for the launches that add. A slot is a segment of a sequence.
+template <class S>
+struct Partials {
+  S* tokens = nullptr;  // (columns, batch, length, [dB | dC], 4 Lanes)
+  S* dA = nullptr;      // (slots, d_state, channels)
+  S *dB_constant = nullptr, *dC_constant = nullptr;
+  S *dD = nullptr, *ddelta_bias = nullptr;  // (slots, channels)
+
+  template <class T>
+  static Index token_size(const DeviceInputs<T>& in) {
+    return in.columns * in.batch * in.length * 2 * in.lanes() * thread_states;
+  }
+  template <class T>
+  static std::size_t bytes(const DeviceInputs<T>& in) {
+    using W = Workspace<cuda>;
+    return W::bytes_of<S>(token_size(in)) + (in.constants() ? 3 : 1) * W::bytes_of<S>(in.segment_states()) +
+           2 * W::bytes_of<S>(in.batch * in.segments * in.channels);
+  }
+  template <class T>
+  void take(const DeviceInputs<T>& in, Workspace<cuda>& workspace) {
+    tokens = workspace.take<S>(token_size(in));
+    dA = workspace.take<S>(in.segment_states());
+    if (in.constants()) {
+      dB_constant = workspace.take<S>(in.segment_states());
+      dC_constant = workspace.take<S>(in.segment_states());
+    }
+    dD = workspace.take<S>(in.batch * in.segments * in.channels);
+    ddelta_bias = workspace.take<S>(in.batch * in.segments * in.channels);
+  }
+};
+
+// CUDA kernels
+
+/// Sums of 16 numbers over four neighbouring lanes: lane 4 r + q gets those of numbers 4 q to 4 q + 3 over its row r.
+/// As the product of a 16 x 8 matrix, which holds two numbers of each lane in its first and its last rows and columns,
+/// with one that puts the sum over the first (last) four columns into an even (odd) column of the result.
+template <class T>
+struct ChannelSums {
+  using S = accumulate_t<T>;
+  unsigned even[4], odd[4];
+
+  __device__ explicit ChannelSums(int lane) {
+    constexpr unsigned one = 0x3f800000u;
+#pragma unroll
+    for (int m = 0; m < 4; ++m) {
+      even[m] = lane / 4 == 2 * m ? one : 0u;
+      odd[m] = lane / 4 == 2 * m + 1 ? one : 0u;
+    }
+  }
+  __device__ void operator()(const S (&values)[16], int lane, S* to) const {
+    S sums[4] = {};
+    if constexpr (std::is_same_v<S, float>) {
+#pragma unroll
+      for (int m = 0; m < 4; ++m) {
+        unsigned high[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) high[i] = __float_as_uint(values[4 * m + i]);
+        if constexpr (std::is_same_v<T, float>) {
+          unsigned low[4];
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            high[i] &= 0xffffe000u;
+            low[i] = __float_as_uint(values[4 * m + i] - __uint_as_float(high[i]));
+          }
+          mma::multiply_add_tf32(sums, low, even[m], odd[m]);
+        }
+        mma::multiply_add_tf32(sums, high, even[m], odd[m]);
+      }
+      *reinterpret_cast<float4*>(to) = make_float4(sums[0], sums[2], sums[1], sums[3]);
+    } else {
+#pragma unroll
+      for (int i = 0; i < 16; ++i) {
+        S sum = values[i];
+        sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+        sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+        if (lane % 4 == i / 4) to[i % 4] = sum;
+      }
+    }
+  }
+};
+
+template <class S, int Lanes>
+struct BackwardShared {
+  static constexpr int width = Place<Lanes>::width, warps = block_threads / 32;
+  alignas(16) S tokens[tile_tokens * 2 * Lanes * thread_states];  // B and C
+  Pair<S> steps[tile_tokens][width];                              // dt, u
+  Pair<S> gradients[tile_tokens][width];                          // dy, derivative of dt by delta
+  alignas(16) S sums[tile_tokens / 2][warps][32][4];              // dB, dC of two tokens, each over four channels
+};
+
+template <class T, int Lanes, bool Constants>
+__global__ void __launch_bounds__(block_threads, sizeof(accumulate_t<T>) == 4 ? 2 : 1)
+    selective_scan_backward_kernel(DeviceInputs<T> in, DeviceGradients<T> d, SegmentMemory<accumulate_t<T>> segments,
+                                   Partials<accumulate_t<T>> partials, SlabSums<accumulate_t<T>, 3> slabs) {
+  using S = accumulate_t<T>;
+  using Shared = BackwardShared<S, Lanes>;
+  constexpr int own = tile_tokens / Lanes, N = Lanes * thread_states;
+  extern __shared__ __align__(16) unsigned char memory[];
+  Shared& shared = *reinterpret_cast<Shared*>(memory);
+  const Place<Lanes> place(in);
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+
+  S A[thread_states], dh[thread_states], dA[thread_states] = {};
+  [[maybe_unused]] S dB_constant[Constants ? thread_states : 1] = {}, dC_constant[Constants ? thread_states : 1] = {};
+  load_decay(in, place, A);
+  if (segments.states != nullptr)
+    load_channels(segments.states + place.slot(in) * in.d_state * in.channels, in, place, dh);
+  else
+    load_state(d.dfinal_state, in, place, dh);
+  const S bias = in.delta_bias.data != nullptr ? in.delta_bias(place.channel) : S(0);
+  const S D = in.D.data != nullptr ? in.D(place.channel) : S(0);
+  S dD = 0, ddelta_bias = 0;
+  const ProjectionReader<S, Lanes, Constants> read(in, place, shared.tokens);
+  const ChannelSums<T> add_channels(lane);
+
+  const Index tiles = (place.end - place.begin + tile_tokens - 1) / tile_tokens;
+  const Index last_tile = place.begin + (tiles > 0 ? tiles - 1 : 0) * tile_tokens;
+  Activation<const T, Lanes> u_rows(in.u, place, last_tile), delta_rows(in.delta, place, last_tile),
+      z_rows(in.z, place, last_tile), dout_rows(d.dout, place, last_tile);
+  Activation<T, Lanes> du_rows(d.du, place, last_tile), ddelta_rows(d.ddelta, place, last_tile),
+      dz_rows(d.dz, place, last_tile);
+  Projections<T, Lanes> projections(in, place, last_tile);
+  projections.fetch(static_cast<int>(place.end - last_tile) - 1);
+
+  for (Index first = last_tile; tiles > 0 && first >= place.begin; first -= tile_tokens) {
+    const int count = static_cast<int>(min(place.end - first, Index{tile_tokens}));
+    // What concerns tokens and channels; dz = gate * y.
+    S gate[own];
+    {
+      Raw<T> u[own], delta[own], z[own], dout[own];
+      u_rows.fetch(place.part, count - 1, u);
+      delta_rows.fetch(place.part, count - 1, delta);
+      if (z_rows) z_rows.fetch(place.part, count - 1, z);
+      if (dout_rows) dout_rows.fetch(place.part, count - 1, dout);
+      projections.publish(shared.tokens);
+      projections.advance(-1);
+      if (first > place.begin) projections.fetch(tile_tokens - 1);
+#pragma unroll
+      for (int j = 0; j < own; ++j) {
+        const int k = j * Lanes + place.part;
+        const bool there = place.valid && k < count;
+        Step<S> step{delta[j].widen() + bias, S(1)};
+        if (in.softplus) step = softplus_step(step.dt);
+        S dy = dout_rows ? dout[j].widen() : S(0);
+        gate[j] = S(0);
+        if (z_rows) {
+          const S z_j = z[j].widen(), sigmoid_z = gate_sigmoid(z_j);
+          gate[j] = dy * sigmoid_z * element::multiply_add(z_j, S(1) - sigmoid_z, S(1));
+          dy *= z_j * sigmoid_z;
+        }
+        // A token that is not there changes no state, and nothing flows through it.
+        shared.steps[k][place.local] = {there ? step.dt : S(0), u[j].widen()};
+        shared.gradients[k][place.local] = {there ? dy : S(0), there ? step.derivative : S(0)};
+      }
+    }
+    S h[tile_tokens + 1][thread_states];
+    if (first > 0)
+      load_channels(
+          d.checkpoints + (place.batch * d.checkpoint_count + first / tile_tokens - 1) * in.d_state * in.channels, in,
+          place, h[0]);
+    else
+      load_state(in.initial_state, in, place, h[0]);
+    __syncthreads();  // B and C are there, and everybody has added the tile before
+
+#pragma unroll
+    for (int j = 0; j < own; ++j) {
+      S y[Lanes];
+#pragma unroll
+      for (int q = 0; q < Lanes; ++q) {
+        const int k = j * Lanes + q;
+        const auto [dt, u] = shared.steps[k][place.local];
+        const S dt_u = dt * u;
+        S B[thread_states], C[thread_states];
+        read.B(read.tile, k, B);
+        read.C(read.tile, k, C);
+        y[q] = S(0);
+#pragma unroll
+        for (int e = 0; e < thread_states; ++e) {
+          h[k + 1][e] = element::advance(h[k][e], element::decay(dt, A[e]), dt_u, B[e]);
+          y[q] = element::multiply_add(h[k + 1][e], C[e], y[q]);
+        }
+      }
+      if (dz_rows) {
+        S sum = share_sums<Lanes>(y, place.part);
+        const int k = j * Lanes + place.part;
+        bool write = place.valid && k < count;
+        if (Lanes == 8 && write && slabs.sums[0] != nullptr)
+          write = slabs.complete(0, sum, (place.batch * in.length + first + k) * in.channels + place.channel);
+        sum = element::multiply_add(D, shared.steps[k][place.local].second, sum);
+        if (write) *dz_rows.at(k) = diffmamba::detail::narrow<T>(gate[j] * sum);
+      }
+    }
+#pragma unroll
+    for (int j = own - 1; j >= 0; --j) {
+      S d_dt_u[Lanes], ddt[Lanes], dBC[16];  // dB and dC of two tokens
+#pragma unroll
+      for (int q = Lanes - 1; q >= 0; --q) {
+        const int k = j * Lanes + q;
+        const auto [dt, u] = shared.steps[k][place.local];
+        const S dt_u = dt * u, dy = shared.gradients[k][place.local].first;
+        S B[thread_states], C[thread_states];
+        read.B(read.tile, k, B);
+        read.C(read.tile, k, C);
+        element::TokenSums<S> sums{S(0), S(0)};
+#pragma unroll
+        for (int e = 0; e < thread_states; ++e) {
+          S &dB = dBC[k % 2 * 8 + e] = S(0), &dC = dBC[k % 2 * 8 + 4 + e] = S(0);
+          element::retreat(dh[e], dy, element::decay(dt, A[e]), h[k][e], h[k + 1][e], dt, dt_u, A[e], B[e], C[e], sums,
+                           dA[e], dB, dC);
+          if constexpr (Constants) {
+            dB_constant[e] += dB;
+            dC_constant[e] += dC;
+          }
+        }
+        if (k % 2 == 0) add_channels(dBC, lane, shared.sums[k / 2][warp][lane]);
+        d_dt_u[q] = sums.d_dt_u;
+        ddt[q] = sums.ddt;
+      }
+      S d_dt_u_j = share_sums<Lanes>(d_dt_u, place.part), ddt_j = share_sums<Lanes>(ddt, place.part);
+      const int k = j * Lanes + place.part;
+      bool write = place.valid && k < count;
+      if (Lanes == 8 && write && slabs.sums[0] != nullptr) {
+        const Index at = (place.batch * in.length + first + k) * in.channels + place.channel;
+        slabs.complete(1, d_dt_u_j, at);
+        write = slabs.complete(2, ddt_j, at);
+      }
+      const auto [dt, u] = shared.steps[k][place.local];
+      const auto [dy, derivative] = shared.gradients[k][place.local];
+      const S du = element::multiply_add(dt, d_dt_u_j, D * dy);
+      const S ddelta = element::multiply_add(u, d_dt_u_j, S(1 / element::log2e) * ddt_j) * derivative;
+      dD = element::multiply_add(dy, u, dD);
+      ddelta_bias += ddelta;
+      if (write && du_rows) *du_rows.at(k) = diffmamba::detail::narrow<T>(du);
+      if (write && ddelta_rows) *ddelta_rows.at(k) = diffmamba::detail::narrow<T>(ddelta);
+    }
+    __syncthreads();  // the sums are there
+                      // Four states of a token at a time; parts begin at different rows, which lie in different banks.
+#pragma unroll
+    for (int i = 0; i < 32 * Lanes; i += block_threads) {
+      constexpr int rows = 8 / Lanes;
+      const int unit = i + static_cast<int>(threadIdx.x);
+      const int pair = unit / (4 * Lanes), part = unit / 4 % Lanes, quarter = unit % 4;
+      if (32 * Lanes < block_threads && unit >= 32 * Lanes) break;
+      S sum[4] = {};
+#pragma unroll
+      for (int from = 0; from < Shared::warps; ++from)
+#pragma unroll
+        for (int r = 0; r < rows; ++r) {
+          const int row = part * rows + (r + part) % rows;
+#pragma unroll
+          for (int n = 0; n < 4; ++n) sum[n] += shared.sums[pair][from][4 * row + quarter][n];
+        }
+      const int token = 2 * pair + quarter / 2, which = quarter % 2;
+      if (token >= count) continue;
+      S* const to = partials.tokens +
+                    (((place.column * in.batch + place.batch) * in.length + first + token) * 2 + which) * N +
+                    part * thread_states;
+#pragma unroll
+      for (int n = 0; n < 4; ++n) to[n] = sum[n];
+    }
+    u_rows.advance(-1);
+    delta_rows.advance(-1);
+    z_rows.advance(-1);
+    dout_rows.advance(-1);
+    du_rows.advance(-1);
+    ddelta_rows.advance(-1);
+    dz_rows.advance(-1);
+  }
+  if (place.segment == 0) store_state(dh, in, place, d.dinitial_state);
+  const Index states = place.slot(in) * in.d_state * in.channels;
+  store_channels(dA, in, place, partials.dA + states);
+  if constexpr (Constants) {
+    store_channels(dB_constant, in, place, partials.dB_constant + states);
+    store_channels(dC_constant, in, place, partials.dC_constant + states);
+  }
+#pragma unroll
+  for (int distance = 32 / Lanes; distance < 32; distance *= 2) {
+    dD += __shfl_xor_sync(0xffffffffu, dD, distance);
+    ddelta_bias += __shfl_xor_sync(0xffffffffu, ddelta_bias, distance);
+  }
+  if (place.valid && place.part == 0) {
+    partials.dD[place.slot(in) * in.channels + place.channel] = dD;
+    partials.ddelta_bias[place.slot(in) * in.channels + place.channel] = ddelta_bias;
+  }
+}
+
+/// What each segment adds, from nothing at its end, to the gradient of the state before it, and its sum of dt.
+template <class T, int Lanes, bool Constants>
+__global__ void __launch_bounds__(block_threads)
+    selective_scan_adjoint_kernel(DeviceInputs<T> in, DeviceGradients<T> d, SegmentMemory<accumulate_t<T>> segments) {
+  using S = accumulate_t<T>;
+  constexpr int own = tile_tokens / Lanes, N = Lanes * thread_states;
+  const Place<Lanes> place(in);
+  __shared__ alignas(16) S tokens[tile_tokens * 2 * N];
+  __shared__ Pair<S> steps[tile_tokens][Place<Lanes>::width];  // dt, dy
+  S A[thread_states], dh[thread_states] = {};
+  load_decay(in, place, A);
+  const S bias = in.delta_bias.data != nullptr ? in.delta_bias(place.channel) : S(0);
+  const ProjectionReader<S, Lanes, Constants> read(in, place, tokens);
+  S dt_sum = 0;
+  const Index tiles = (place.end - place.begin + tile_tokens - 1) / tile_tokens;
+  const Index last_tile = place.begin + (tiles - 1) * tile_tokens;
+  Activation<const T, Lanes> delta_rows(in.delta, place, last_tile), z_rows(in.z, place, last_tile),
+      dout_rows(d.dout, place, last_tile);
+  Projections<T, Lanes> projections(in, place, last_tile);
+  for (Index first = last_tile; first >= place.begin; first -= tile_tokens) {
+    const int count = static_cast<int>(min(place.end - first, Index{tile_tokens}));
+    Raw<T> delta[own], z[own], dout[own];
+    delta_rows.fetch(place.part, count - 1, delta);
+    if (z_rows) z_rows.fetch(place.part, count - 1, z);
+    if (dout_rows) dout_rows.fetch(place.part, count - 1, dout);
+    projections.fetch(count - 1);
+    delta_rows.advance(-1);
+    z_rows.advance(-1);
+    dout_rows.advance(-1);
+    projections.advance(-1);
+    __syncthreads();  // the tile before has been read
+    projections.publish(tokens);
+#pragma unroll
+    for (int j = 0; j < own; ++j) {
+      const int k = j * Lanes + place.part;
+      S dt = delta[j].widen() + bias, dy = dout_rows ? dout[j].widen() : S(0);
+      if (in.softplus) dt = softplus_step(dt).dt;
+      if (z_rows) dy *= z[j].widen() * gate_sigmoid(z[j].widen());
+      if (k >= count) dt = dy = S(0);
+      steps[k][place.local] = {dt, dy};
+      dt_sum += dt;
+    }
+    __syncthreads();
+#pragma unroll
+    for (int k = tile_tokens - 1; k >= 0; --k) {
+      const auto [dt, dy] = steps[k][place.local];
+      S C[thread_states];
+      read.C(read.tile, k, C);
+#pragma unroll
+      for (int e = 0; e < thread_states; ++e) dh[e] = element::multiply_add(dy, C[e], dh[e]) * element::decay(dt, A[e]);
+    }
+  }
+  store_channels(dh, in, place, segments.states + place.slot(in) * in.d_state * in.channels);
+#pragma unroll
+  for (int distance = 32 / Lanes; distance < 32; distance *= 2)
+    dt_sum += __shfl_xor_sync(0xffffffffu, dt_sum, distance);
+  if (place.valid && place.part == 0) segments.dt[place.slot(in) * in.channels + place.channel] = dt_sum;
+}
+
+/// Adds the columns of each group, in their order: dB, or dC with `offset` 4 lanes, of the slab's states.
+template <class T>
+__global__ void selective_scan_tokens_kernel(DeviceInputs<T> in, const accumulate_t<T>* partials, int offset, int lanes,
+                                             int groups, int states, TokensView<T> to) {
+  using S = accumulate_t<T>;
+  const Index index = Index{blockIdx.x} * blockDim.x + threadIdx.x, tokens = in.batch * in.length;
+  const int n = static_cast<int>(index % states);
+  const Index rest = index / states;
+  const int group = static_cast<int>(rest % groups);
+  const Index token = rest / groups;
+  if (token >= tokens) return;
+  const int columns = in.columns / groups, row = 2 * lanes * thread_states;
+  const Index step = tokens * row;
+  const S* from = partials + Index{group} * columns * step + token * row + offset + n;
+  S sum = 0;
+#pragma unroll 8
+  for (int column = 0; column < columns; ++column) sum += from[column * step];
+  to.data[token / in.length * to.batch + token % in.length * to.token + group * to.group + in.first_state + n] =
+      diffmamba::detail::narrow<T>(sum);
+}
+
+/// Adds the slots, (slots, rows, channels), in their order, into the transposed (channels, rows).
+template <class S>
+__global__ void selective_scan_parameters_kernel(const S* partials, Index slots, int rows, int channels, bool add,
+                                                 MatrixView<S> to) {
+  const Index index = Index{blockIdx.x} * blockDim.x + threadIdx.x, size = Index{rows} * channels;
+  if (index >= size) return;
+  S sum = 0;
+#pragma unroll 4
+  for (Index slot = 0; slot < slots; ++slot) sum += partials[slot * size + index];
+  S& target = to(index % channels, index / channels);
+  target = add ? target + sum : sum;
+}
+
+// Launchers
+
+/// What fits on the GPU at once.
+template <class T>
+void cut_backward(DeviceInputs<T>& in) {
+  in.cut(2 * multiprocessors());
+}
+
+template <class S>
+void add_parameters(const S* partials, Index slots, int rows, int channels, GradientMode mode,
+                    const View<S, 2, cuda>& to) {
+  const Index size = Index{rows} * channels;
+  if (!to || size == 0) return;
+  selective_scan_parameters_kernel<<<static_cast<unsigned>((size + 127) / 128), 128, 0,
+                                     cuda_runtime::current_stream().handle>>>(
+      partials, slots, rows, channels, mode == GradientMode::add, MatrixView<S>(to));
+  cuda_runtime::check_launch("selective_scan_parameters_kernel");
+}
+template <class S>
+View<S, 2, cuda> as_column(const View<S, 1, cuda>& view) {
+  return view ? View<S, 2, cuda>(view.data(), {view.extent(0), Index{1}}, {view.stride(0), Index{1}})
+              : View<S, 2, cuda>();
+}
+
+}  // namespace detail
+
+/// Bytes of workspace that backward takes: 32 numbers per token for every 64 channels (64 for every 32 with d_state
+/// over 16), so with d_state 16 in float 2 bytes per token and channel; and the parameters' gradients of every sequence
+/// and segment.
+template <class T>
+std::size_t workspace_bytes(const Inputs<T, cuda>& in, const Saved<T, cuda>& saved) {
+  using S = accumulate_t<T>;
+  check(in);
+  detail::DeviceInputs<T> inputs(in, saved.options);
+  detail::cut_backward(inputs);
+  return detail::SegmentMemory<S>::bytes(inputs) + detail::Partials<S>::bytes(inputs) +
+         detail::SlabSums<S, 3>::bytes(inputs);
+}
+
+template <class T>
+void backward(const Inputs<T, cuda>& in, const Saved<T, cuda>& saved, const OutputGradients<T, cuda>& upstream,
+              const GradientViews<T, cuda>& to, Workspace<cuda>& workspace, GradientMode mode) {
+  using S = accumulate_t<T>;
+  check(in, saved, upstream, to);
+  const auto stream = cuda_runtime::current_stream();
+  const cuda_runtime::DeviceScope scope(stream.device);
+  detail::DeviceInputs<T> inputs(in, saved.options);
+  detail::cut_backward(inputs);
+  const unsigned blocks = inputs.blocks();
+  const std::size_t mark = workspace.mark();
+  detail::SegmentMemory<S> segments;
+  segments.take(inputs, workspace);
+  detail::Partials<S> partials;
+  partials.take(inputs, workspace);
+  detail::SlabSums<S, 3> slabs;
+  slabs.take(inputs, workspace);
+  const detail::DeviceGradients<T> gradients{.dout = detail::RowsView<const T>(upstream.dout),
+                                             .dfinal_state = detail::StatesView<const S>(upstream.dfinal_state),
+                                             .checkpoints = saved.states.data(),
+                                             .checkpoint_count = checkpoints_of<cuda>(inputs.length),
+                                             .du = detail::RowsView<T>(to.du),
+                                             .ddelta = detail::RowsView<T>(to.ddelta),
+                                             .dz = detail::RowsView<T>(to.dz),
+                                             .dinitial_state = detail::StatesView<S>(to.dinitial_state)};
+  const Index strides[] = {gradients.dout.token, gradients.du.token, gradients.ddelta.token, gradients.dz.token};
+  for (const Index stride : strides) detail::DeviceInputs<T>::check_token_stride(stride);
+  detail::with_cut(inputs, [&](auto lanes, auto constants) {
+    constexpr int Lanes = decltype(lanes)::value;
+    constexpr bool Constants = decltype(constants)::value;
+    if (inputs.segments > 1) {
+      for (int slab = 0; slab < inputs.slabs(); ++slab) {
+        inputs.first_state = slab * detail::slab_states;
+        detail::selective_scan_adjoint_kernel<T, Lanes, Constants>
+            <<<blocks, detail::block_threads, 0, stream.handle>>>(inputs, gradients, segments);
+        cuda_runtime::check_launch("selective_scan_adjoint_kernel");
+      }
+      const Index states = inputs.batch * inputs.d_state * inputs.channels;
+      if (states > 0) {
+        detail::selective_scan_segments_kernel<true>
+            <<<static_cast<unsigned>((states + 255) / 256), 256, 0, stream.handle>>>(inputs, gradients.dfinal_state,
+                                                                                     segments);
+        cuda_runtime::check_launch("selective_scan_segments_kernel");
+      }
+    }
+    const auto kernel = detail::selective_scan_backward_kernel<T, Lanes, Constants>;
+    constexpr int bytes = sizeof(detail::BackwardShared<S, Lanes>);
+    cuda_runtime::check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+                        "cudaFuncSetAttribute");
+    for (int slab = 0; slab < inputs.slabs(); ++slab) {
+      inputs.first_state = slab * detail::slab_states;
+      slabs.first = slab == 0;
+      slabs.last = slab + 1 == inputs.slabs();
+      if (blocks > 0) {
+        kernel<<<blocks, detail::block_threads, bytes, stream.handle>>>(inputs, gradients, segments, partials, slabs);
+        cuda_runtime::check_launch("selective_scan_backward_kernel");
+      }
+      const auto add_tokens = [&](const View<T, 4, cuda>& target, int offset) {
+        if (!target || target.size() == 0) return;
+        const int rest = inputs.d_state - inputs.first_state;
+        const int states = rest < detail::slab_states ? rest : detail::slab_states;
+        const Index size = inputs.batch * inputs.length * target.extent(2) * states;
+        detail::selective_scan_tokens_kernel<<<static_cast<unsigned>((size + 255) / 256), 256, 0, stream.handle>>>(
+            inputs, partials.tokens, offset, Lanes, static_cast<int>(target.extent(2)), states,
+            detail::TokensView<T>(target));
+        cuda_runtime::check_launch("selective_scan_tokens_kernel");
+      };
+      add_tokens(to.dB, 0);
+      add_tokens(to.dC, Lanes * detail::thread_states);
+    }
+  });
+  const Index slots = blocks > 0 ? inputs.batch * inputs.segments : 0;  // none: the gradients are zero
+  detail::add_parameters<S>(partials.dA, slots, inputs.d_state, inputs.channels, mode, to.dA);
+  detail::add_parameters<S>(partials.dB_constant, slots, inputs.d_state, inputs.channels, mode, to.dB_constant);
+  detail::add_parameters<S>(partials.dC_constant, slots, inputs.d_state, inputs.channels, mode, to.dC_constant);
+  detail::add_parameters<S>(partials.dD, slots, 1, inputs.channels, mode, detail::as_column(to.dD));
+  detail::add_parameters<S>(partials.ddelta_bias, slots, 1, inputs.channels, mode, detail::as_column(to.ddelta_bias));
+  workspace.reset(mark);
+}
+
+}  // namespace diffmamba::selective_scan

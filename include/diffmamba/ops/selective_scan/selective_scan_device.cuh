@@ -1,0 +1,499 @@
+// SPDX-FileCopyrightText: 2026 The diffmamba authors
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdlib>  // std::abs
+#include <numeric>  // std::lcm
+
+#include "diffmamba/device/cuda.cuh"
+#include "diffmamba/device/pack.cuh"  // load_pack, narrow
+#include "diffmamba/math/silu.hpp"
+#include "diffmamba/math/softplus.hpp"
+#include "diffmamba/ops/selective_scan/selective_scan.hpp"
+#include "diffmamba/ops/selective_scan/selective_scan_element.hpp"
+
+// How a GPU cuts a scan. A block of 256 threads owns 256 / Lanes neighbouring channels of a sequence (a column), or a
+// segment of its tokens, and walks through time in tiles of 16 tokens. A thread holds 4 states of one channel; Lanes
+// threads of the same warp share a channel, so d_state up to 4 Lanes fits; a larger one is cut into slabs of 32 states,
+// one launch each, whose sums over states meet in float (or double) in the workspace. Channels lie in neighbouring
+// threads, so that the channel-last activations are read and written in whole sectors.
+//
+// What concerns a token and a channel (softplus, gate, the sums over states) is done by one of the Lanes threads: of
+// every Lanes tokens each takes one. What concerns a token and a state (B, C) lies in shared memory.
+//
+// Segments: where batch and channels alone cannot fill the GPU, the length is cut; a first launch computes what each
+// segment does to the state from zero, a second adds that up in order, the third computes the outputs.
+namespace diffmamba::selective_scan::detail {
+
+inline constexpr int block_threads = 256;
+inline constexpr int thread_states = 4;
+inline constexpr int tile_tokens = static_cast<int>(checkpoint_interval<cuda>);
+inline constexpr int slab_states = 32;
+
+template <class T>
+struct RowsView {
+  T* data;
+  Index batch, token;
+  explicit RowsView(const View<T, 3, cuda>& view) : data(view.data()), batch(view.stride(0)), token(view.stride(1)) {}
+};
+template <class T>
+struct TokensView {
+  T* data;
+  Index batch, token, group;
+  explicit TokensView(const View<T, 4, cuda>& view)
+      : data(view.data()), batch(view.stride(0)), token(view.stride(1)), group(view.stride(2)) {}
+};
+template <class S>
+struct MatrixView {
+  S* data;
+  Index row, column;
+  explicit MatrixView(const View<S, 2, cuda>& view) : data(view.data()), row(view.stride(0)), column(view.stride(1)) {}
+  __device__ S& operator()(Index i, Index j) const { return data[i * row + j * column]; }
+};
+template <class S>
+struct VectorView {
+  S* data;
+  Index step;
+  explicit VectorView(const View<S, 1, cuda>& view) : data(view.data()), step(view.stride(0)) {}
+  __device__ S& operator()(Index i) const { return data[i * step]; }
+};
+template <class S>
+struct StatesView {
+  S* data;
+  Index batch, channel, state;
+  explicit StatesView(const View<S, 3, cuda>& view)
+      : data(view.data()), batch(view.stride(0)), channel(view.stride(1)), state(view.stride(2)) {}
+  __device__ S& operator()(Index b, Index c, Index n) const { return data[b * batch + c * channel + n * state]; }
+};
+
+/// What every kernel needs of the inputs, and how they are cut. Columns never straddle a group of B or C.
+template <class T>
+struct DeviceInputs {
+  using S = accumulate_t<T>;
+  RowsView<const T> u, delta, z;
+  TokensView<const T> B, C;
+  MatrixView<const S> A, B_constant, C_constant;
+  VectorView<const S> D, delta_bias;
+  StatesView<const S> initial_state;
+  Index batch, length;
+  int channels, d_state, channels_per_B, channels_per_C;
+  int stripe, columns_per_stripe, columns;  // channels between two borders of groups
+  int segments = 1;
+  Index segment_tokens;
+  int first_state = 0;  // of the slab
+  bool softplus;
+
+  DeviceInputs(const Inputs<T, cuda>& in, const Options& options)
+      : u(in.u),
+        delta(in.delta),
+        z(in.z),
+        B(in.B),
+        C(in.C),
+        A(in.A),
+        B_constant(in.B_constant),
+        C_constant(in.C_constant),
+        D(in.D),
+        delta_bias(in.delta_bias),
+        initial_state(in.initial_state),
+        batch(in.u.extent(0)),
+        length(in.u.extent(1)),
+        channels(static_cast<int>(in.u.extent(2))),
+        d_state(static_cast<int>(in.A.extent(1))),
+        channels_per_B(channels / static_cast<int>(groups_of_B(in))),
+        channels_per_C(channels / static_cast<int>(groups_of_C(in))),
+        stripe(channels / static_cast<int>(std::lcm(groups_of_B(in), groups_of_C(in)))),
+        segment_tokens(length),
+        softplus(options.delta_softplus) {
+    check_token_stride(u.token);
+    check_token_stride(delta.token);
+    check_token_stride(z.token);
+    check_token_stride(B.token);
+    check_token_stride(C.token);
+    const int width = block_threads / lanes();
+    columns_per_stripe = (stripe + width - 1) / width;
+    columns = stripe == 0 ? 0 : channels / stripe * columns_per_stripe;
+  }
+  /// Offsets within a tile of tokens are 32-bit.
+  static void check_token_stride(Index stride) {
+    require(std::abs(stride) < (Index{1} << 31) / tile_tokens, "selective_scan: tokens lie ", stride,
+            " elements apart, too far for a GPU");
+  }
+  bool constants() const { return B_constant.data != nullptr || C_constant.data != nullptr; }
+  /// Threads that share a channel; for constants there is one kernel only.
+  int lanes() const { return d_state <= 16 && !constants() ? 4 : 8; }
+  int slabs() const { return d_state <= slab_states ? 1 : (d_state + slab_states - 1) / slab_states; }
+  /// Cuts the length so that about `blocks` blocks run at once, each over 64 tokens or more.
+  void cut(Index blocks) {
+    const Index whole = batch * columns, tiles = (length + tile_tokens - 1) / tile_tokens;
+    if (whole == 0 || length == 0 || 2 * blocks < 3 * whole) return;
+    const Index wanted = blocks / whole, possible = tiles / 4 > 1 ? tiles / 4 : 1;
+    const Index count = wanted < possible ? wanted : possible;
+    segment_tokens = (tiles + count - 1) / count * tile_tokens;
+    segments = static_cast<int>((length + segment_tokens - 1) / segment_tokens);
+  }
+  unsigned blocks() const {
+    const Index count = batch * segments * columns;
+    require(count < (Index{1} << 31), "selective_scan: ", batch, " sequences of ", channels, " channels are too many");
+    return static_cast<unsigned>(count);
+  }
+  /// Elements of the states in which segments meet: (batch, segments, d_state, channels).
+  Index segment_states() const { return batch * segments * d_state * channels; }
+};
+
+/// Which part of it a thread has.
+template <int Lanes>
+struct Place {
+  static constexpr int channels_per_warp = 32 / Lanes, width = block_threads / Lanes;
+  Index batch;
+  int segment, column, channel;  // the channel of the last thread that has one, if this has none
+  int local;                     // channel within the block
+  int part;                      // states [4 part, 4 part + 4) of the channel, and every Lanes-th token
+  bool valid;
+  Index begin, end;  // tokens
+
+  template <class T>
+  __device__ explicit Place(const DeviceInputs<T>& in) {
+    const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+    const unsigned outer = blockIdx.x / static_cast<unsigned>(in.columns);
+    column = static_cast<int>(blockIdx.x % static_cast<unsigned>(in.columns));
+    segment = static_cast<int>(outer % static_cast<unsigned>(in.segments));
+    batch = outer / static_cast<unsigned>(in.segments);
+    local = warp * channels_per_warp + lane % channels_per_warp;
+    part = lane / channels_per_warp;
+    const int offset = column % in.columns_per_stripe * width + local;
+    valid = offset < in.stripe;
+    channel = column / in.columns_per_stripe * in.stripe + (valid ? offset : in.stripe - 1);
+    begin = segment * in.segment_tokens;
+    end = begin + in.segment_tokens < in.length ? begin + in.segment_tokens : in.length;
+  }
+  template <class T>
+  __device__ Index slot(const DeviceInputs<T>& in) const {
+    return batch * in.segments + segment;
+  }
+  __device__ int state(int first_state, int e) const { return first_state + part * thread_states + e; }
+};
+
+// --- Formulas --------------------------------------------------------------------------------------------------------
+
+template <class S>
+struct Step {
+  S dt, derivative;  // softplus and its derivative
+};
+
+/// For float the exponential, logarithm and division of math/softplus.hpp by the approximate instructions, with the
+/// exponential's argument in two parts and log(1 + e) as 2 atanh(e / (2 + e)): about 3e-7 relative.
+__device__ inline Step<float> softplus_step(float x) {
+  constexpr float log2e = 1.44269504f, log2e_rest = 1.92596299e-8f, ln2 = 0.693147181f;
+  const float t = -fabsf(x), high = t * log2e, low = fmaf(t, log2e_rest, fmaf(t, log2e, -high));
+  float e;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(high));
+  e = fmaf(e, low * ln2, e);
+  const float s = __fdividef(e, 2.0f + e), q = s * s, r = __fdividef(1.0f, 1.0f + e);
+  float series = 0.14087329f;
+  series = fmaf(series, q, 0.13980709f);
+  series = fmaf(series, q, 0.20012427f);
+  series = fmaf(series, q, 0.33333158f);
+  series = fmaf(series, q, 1.0f);
+  return {fmaf(2.0f * s, series, fmaxf(x, 0.0f)), x < 0.0f ? e * r : r};
+}
+__device__ inline Step<double> softplus_step(double x) {
+  return {softplus(x), softplus_derivative(x)};
+}
+
+/// sigmoid(x) by the approximate division.
+__device__ inline float gate_sigmoid(float x) {
+  return __fdividef(1.0f, 1.0f + expf(-x));
+}
+__device__ inline double gate_sigmoid(double x) {
+  return sigmoid(x);
+}
+
+template <class S>
+__device__ inline S exp2_of(S x) {
+  return element::decay(S(1), x);
+}
+
+// --- Pieces of kernels -----------------------------------------------------------------------------------------------
+
+/// Of the Lanes tokens whose parts every thread of a channel holds, thread `part` gets the whole of token `part`.
+template <int Lanes, class S>
+__device__ inline S share_sums(S (&parts)[Lanes], int part) {
+#pragma unroll
+  for (int w = Lanes / 2; w > 0; w /= 2) {
+    const bool upper = (part & w) != 0;
+#pragma unroll
+    for (int i = 0; i < w; ++i) {
+      const S give = upper ? parts[i] : parts[i + w], keep = upper ? parts[i + w] : parts[i];
+      parts[i] = keep + __shfl_xor_sync(0xffffffffu, give, w * (32 / Lanes));
+    }
+  }
+  return parts[0];
+}
+
+/// An element on its way from memory, in a register of its own, so that nothing waits for it before it is needed.
+template <class T>
+struct Raw {
+  T value;
+  __device__ static Raw load(const T* from) { return {*from}; }
+  __device__ accumulate_t<T> widen() const { return value; }
+};
+template <class T>
+requires(sizeof(T) == 2) struct Raw<T> {
+  unsigned bits;
+  __device__ static Raw load(const T* from) {
+    Raw result;
+    asm volatile("{ .reg .u16 word; ld.global.u16 word, [%1]; cvt.u32.u16 %0, word; }" : "=r"(result.bits) : "l"(from));
+    return result;
+  }
+  __device__ float widen() const {
+    if constexpr (std::is_same_v<T, bfloat16>)
+      return __uint_as_float(bits << 16);
+    else
+      return __half2float(__ushort_as_half(static_cast<unsigned short>(bits)));
+  }
+};
+
+/// One activation of the channel: of every Lanes tokens of a tile this thread's. Offsets within a tile are 32-bit. Past
+/// the last token the last one is read again: what is computed of it is not used.
+template <class T, int Lanes>
+struct Activation {
+  static constexpr int own = tile_tokens / Lanes;
+  T* data = nullptr;  // of the channel at the next tile
+  int step;           // from token to token
+
+  __device__ Activation(const RowsView<T>& rows, const Place<Lanes>& place, Index first)
+      : step(static_cast<int>(rows.token)) {
+    if (rows.data != nullptr) data = rows.data + place.batch * rows.batch + first * rows.token + place.channel;
+  }
+  __device__ explicit operator bool() const { return data != nullptr; }
+  __device__ void advance(int tiles) { data += Index{step} * (tiles * tile_tokens); }
+  __device__ T* at(int k) const { return data + k * step; }
+  __device__ void fetch(int part, int last, Raw<std::remove_const_t<T>> (&to)[own]) const {
+#pragma unroll
+    for (int j = 0; j < own; ++j) to[j] = Raw<std::remove_const_t<T>>::load(at(min(j * Lanes + part, last)));
+  }
+};
+
+/// B and C of a tile of tokens, (tokens, 2, 4 Lanes), on their way to shared memory; what is absent or a constant is
+/// zero. Every thread has one column of them.
+template <class T, int Lanes>
+struct Projections {
+  static constexpr int N = Lanes * thread_states, tokens_at_once = block_threads / (2 * N),
+                       count = tile_tokens / tokens_at_once;
+  const T* data = nullptr;  // at the next tile
+  int step;
+  Raw<T> values[count];
+
+  __device__ Projections(const DeviceInputs<T>& in, const Place<Lanes>& place, Index first) {
+    const int column = static_cast<int>(threadIdx.x) % (2 * N), n = in.first_state + column % N;
+    const TokensView<const T>& from = column < N ? in.B : in.C;
+    const int group = place.channel / (column < N ? in.channels_per_B : in.channels_per_C);
+    step = static_cast<int>(from.token);
+    if (from.data != nullptr && n < in.d_state)
+      data = from.data + place.batch * from.batch + first * from.token + group * from.group + n;
+  }
+  __device__ void advance(int tiles) { data += data != nullptr ? Index{step} * (tiles * tile_tokens) : 0; }
+  __device__ void fetch(int last) {
+#pragma unroll
+    for (int r = 0; r < count; ++r) {
+      const int token = r * tokens_at_once + static_cast<int>(threadIdx.x) / (2 * N);
+      if (data != nullptr) values[r] = Raw<T>::load(data + min(token, last) * step);
+    }
+  }
+  __device__ void publish(accumulate_t<T>* shared) const {
+#pragma unroll
+    for (int r = 0; r < count; ++r)
+      shared[r * block_threads + static_cast<int>(threadIdx.x)] =
+          data != nullptr ? values[r].widen() : accumulate_t<T>(0);
+  }
+};
+
+/// This thread's states of a row in shared memory.
+template <class S>
+__device__ inline void load_states(const S* from, S (&to)[thread_states]) {
+  constexpr int pack = 16 / static_cast<int>(sizeof(S));
+#pragma unroll
+  for (int i = 0; i < thread_states; i += pack) {
+    const auto values = diffmamba::detail::load_pack<pack>(from + i);
+#pragma unroll
+    for (int k = 0; k < pack; ++k) to[i + k] = values.elements[k];
+  }
+}
+
+/// B_t and C_t as a thread reads them: from the tile in shared memory, or from registers where they are constants of
+/// its channel.
+template <class S, int Lanes, bool Constants>
+struct ProjectionReader {
+  const S* tile;  // this thread's states
+  S B_constant[Constants ? thread_states : 1], C_constant[Constants ? thread_states : 1];
+  bool B_is_constant = false, C_is_constant = false;
+
+  template <class T>
+  __device__ ProjectionReader(const DeviceInputs<T>& in, const Place<Lanes>& place, const S* shared)
+      : tile(shared + place.part * thread_states) {
+    if constexpr (Constants) {
+      B_is_constant = in.B_constant.data != nullptr;
+      C_is_constant = in.C_constant.data != nullptr;
+#pragma unroll
+      for (int e = 0; e < thread_states; ++e) {
+        const int n = place.state(in.first_state, e);
+        B_constant[e] = B_is_constant && n < in.d_state ? in.B_constant(place.channel, n) : S(0);
+        C_constant[e] = C_is_constant && n < in.d_state ? in.C_constant(place.channel, n) : S(0);
+      }
+    }
+  }
+  __device__ void B(const S* tokens, int k, S (&to)[thread_states]) const {
+    load_states(tokens + k * 2 * Lanes * thread_states, to);
+    if constexpr (Constants)
+#pragma unroll
+      for (int e = 0; e < thread_states; ++e) to[e] = B_is_constant ? B_constant[e] : to[e];
+  }
+  __device__ void C(const S* tokens, int k, S (&to)[thread_states]) const {
+    load_states(tokens + (k * 2 + 1) * Lanes * thread_states, to);
+    if constexpr (Constants)
+#pragma unroll
+      for (int e = 0; e < thread_states; ++e) to[e] = C_is_constant ? C_constant[e] : to[e];
+  }
+};
+
+template <class S>
+struct alignas(2 * sizeof(S)) Pair {
+  S first, second;
+};
+
+/// A of the thread's states in units of 1 / ln 2; zero past the last.
+template <class T, int Lanes>
+__device__ inline void load_decay(const DeviceInputs<T>& in, const Place<Lanes>& place,
+                                  accumulate_t<T> (&A)[thread_states]) {
+  using S = accumulate_t<T>;
+#pragma unroll
+  for (int e = 0; e < thread_states; ++e) {
+    const int n = place.state(in.first_state, e);
+    A[e] = n < in.d_state ? in.A(place.channel, n) * S(element::log2e) : S(0);
+  }
+}
+template <class S, class T, int Lanes>
+__device__ inline void load_state(const StatesView<const S>& from, const DeviceInputs<T>& in, const Place<Lanes>& place,
+                                  S (&to)[thread_states]) {
+#pragma unroll
+  for (int e = 0; e < thread_states; ++e) {
+    const int n = place.state(in.first_state, e);
+    to[e] = from.data != nullptr && n < in.d_state ? from(place.batch, place.channel, n) : S(0);
+  }
+}
+template <class S, class T, int Lanes>
+__device__ inline void store_state(const S (&from)[thread_states], const DeviceInputs<T>& in, const Place<Lanes>& place,
+                                   const StatesView<S>& to) {
+  if (to.data == nullptr || !place.valid) return;
+#pragma unroll
+  for (int e = 0; e < thread_states; ++e) {
+    const int n = place.state(in.first_state, e);
+    if (n < in.d_state) to(place.batch, place.channel, n) = from[e];
+  }
+}
+/// The same with states (d_state, channels), channels dense.
+template <class S, class T, int Lanes>
+__device__ inline void load_channels(const S* from, const DeviceInputs<T>& in, const Place<Lanes>& place,
+                                     S (&to)[thread_states]) {
+#pragma unroll
+  for (int e = 0; e < thread_states; ++e) {
+    const int n = place.state(in.first_state, e);
+    to[e] = n < in.d_state ? from[Index{n} * in.channels + place.channel] : S(0);
+  }
+}
+template <class S, class T, int Lanes>
+__device__ inline void store_channels(const S (&from)[thread_states], const DeviceInputs<T>& in,
+                                      const Place<Lanes>& place, S* to) {
+  if (!place.valid) return;
+#pragma unroll
+  for (int e = 0; e < thread_states; ++e) {
+    const int n = place.state(in.first_state, e);
+    if (n < in.d_state) to[Index{n} * in.channels + place.channel] = from[e];
+  }
+}
+
+/// Where segments meet: (batch, segments, d_state, channels) states, and the sum of dt of each segment, (batch,
+/// segments, channels).
+template <class S>
+struct SegmentMemory {
+  S* states = nullptr;
+  S* dt = nullptr;
+
+  template <class T>
+  static std::size_t bytes(const DeviceInputs<T>& in) {
+    if (in.segments == 1) return 0;
+    return Workspace<cuda>::bytes_of<S>(in.segment_states()) +
+           Workspace<cuda>::bytes_of<S>(in.batch * in.segments * in.channels);
+  }
+  template <class T>
+  void take(const DeviceInputs<T>& in, Workspace<cuda>& workspace) {
+    if (in.segments == 1) return;
+    states = workspace.take<S>(in.segment_states());
+    dt = workspace.take<S>(in.batch * in.segments * in.channels);
+  }
+};
+
+/// Turns what each segment adds into what each begins with, in order, or, with Reverse, into what each begins with on
+/// its way from the end: state <- exp(A sum dt) state + added. A thread for every sequence, state and channel.
+template <bool Reverse, class T>
+__global__ void selective_scan_segments_kernel(DeviceInputs<T> in, StatesView<const accumulate_t<T>> start,
+                                               SegmentMemory<accumulate_t<T>> memory) {
+  using S = accumulate_t<T>;
+  const Index index = Index{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (index >= in.batch * in.d_state * in.channels) return;
+  const int channel = static_cast<int>(index % in.channels);
+  const Index rest = index / in.channels;
+  const int n = static_cast<int>(rest % in.d_state);
+  const Index b = rest / in.d_state;
+  S state = start.data != nullptr ? start(b, channel, n) : S(0);
+  const S A = in.A(channel, n) * S(element::log2e);
+  for (int i = 0; i < in.segments; ++i) {
+    const Index slot = b * in.segments + (Reverse ? in.segments - 1 - i : i);
+    S& place = memory.states[(slot * in.d_state + n) * in.channels + channel];
+    const S added = place;
+    place = state;
+    state = element::advance(state, element::decay(memory.dt[slot * in.channels + channel], A), S(1), added);
+  }
+}
+
+/// Sums over states of slabs that have gone before: (batch, length, channels) each; null with one slab.
+template <class S, int Count>
+struct SlabSums {
+  S* sums[Count] = {};
+  bool first = true, last = true;
+
+  template <class T>
+  static std::size_t bytes(const DeviceInputs<T>& in) {
+    return in.slabs() == 1 ? 0 : Count * Workspace<cuda>::bytes_of<S>(in.batch * in.length * in.channels);
+  }
+  template <class T>
+  void take(const DeviceInputs<T>& in, Workspace<cuda>& workspace) {
+    if (in.slabs() == 1) return;
+    for (S*& sum : sums) sum = workspace.take<S>(in.batch * in.length * in.channels);
+  }
+  /// Adds what was there; true if the sum is complete, else it is left for the next slab.
+  __device__ bool complete(int which, S& sum, Index at) const {
+    if (!first) sum += sums[which][at];
+    if (!last) sums[which][at] = sum;
+    return last;
+  }
+};
+
+/// Calls launch(std::integral_constant<int, Lanes>, std::bool_constant<Constants>).
+template <class T, class Launch>
+void with_cut(const DeviceInputs<T>& in, Launch&& launch) {
+  constexpr std::bool_constant<false> per_token;
+  if (in.constants()) return launch(std::integral_constant<int, 8>{}, std::bool_constant<true>{});
+  if (in.lanes() == 4) return launch(std::integral_constant<int, 4>{}, per_token);
+  launch(std::integral_constant<int, 8>{}, per_token);
+}
+
+inline int multiprocessors() {
+  int count = 0;
+  cuda_runtime::check(
+      cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, cuda_runtime::current_stream().device),
+      "cudaDeviceGetAttribute");
+  return count;
+}
+
+}  // namespace diffmamba::selective_scan::detail
