@@ -102,6 +102,33 @@ TEST_CASE("dropout drops in training only") {
         "block: dropout is 1, expected 0 or more and less than 1");
 }
 
+TEST_CASE("recompute keeps the mixer's input only and changes no bit") {
+  const auto hidden = random_tensor<double>(dm::Extents{2, 9, 6}, 1),
+             dhidden = random_tensor<double>(dm::Extents{2, 9, 6}, 2);
+  std::vector<double> first;
+  std::size_t first_bytes = 0;
+  for (const bool recompute : {false, true}) {
+    auto block = make({.dropout = 0.3, .recompute = recompute});
+    Double::Saved saved;
+    const auto before = dm::arena<dm::cpu>().bytes_in_use();
+    std::vector<double> all;
+    const auto keep = [&](const auto& tensor) { all.insert(all.end(), tensor.begin(), tensor.end()); };
+    keep(block.forward(hidden, {}, saved, dm::Philox{9}));
+    const auto bytes = dm::arena<dm::cpu>().bytes_in_use() - before;
+    auto d = dhidden;
+    block.backward(dhidden, d, saved);
+    keep(d);
+    block.visit([&](std::string_view, auto& parameter) { keep(parameter.gradient_to_tensor()); });
+    if (recompute) {
+      CHECK(all == first);
+      CHECK(bytes < first_bytes / 2);
+    } else {
+      first = all;
+      first_bytes = bytes;
+    }
+  }
+}
+
 TEST_CASE("names") {
   std::vector<std::string> names;
   make({.norm = dm::NormKind::layer_norm}).visit([&](std::string_view name, auto&) { names.emplace_back(name); });

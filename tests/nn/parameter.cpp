@@ -28,6 +28,19 @@ struct Stacked : dm::Module<Stacked> {
   }
 };
 
+/// A matrix that operators read in bfloat16, and a bias that they read in float.
+struct Shadowed : dm::Module<Shadowed> {
+  using value_type = dm::bfloat16;
+  using device_type = dm::cpu;
+  dm::Parameter<dm::bfloat16, 2> weight{dm::Extents{3, 2}};
+  dm::Parameter<float, 1> bias{dm::Extents<1>{3}, dm::Decay::no};
+  template <class Self, class F>
+  static void parameters(Self& self, F&& f) {
+    f("weight", self.weight);
+    f("bias", self.bias);
+  }
+};
+
 }  // namespace
 
 TEST_CASE("no memory before it is asked for; reading what was never written is a mistake") {
@@ -120,6 +133,42 @@ TEST_CASE("one flat array: bound once, aligned, with its gradients, and kept ali
   CHECK(module.weight.value()(0, 0) == 9);
   module.zero_gradients();
   CHECK(module.bias.gradient()(0) == 0);
+}
+
+TEST_CASE("16-bit operators read a shadow of the float masters") {
+  Shadowed module;
+  const auto values = random_tensor<float>(dm::Extents{3, 2}, 1);
+  module.weight.copy_from(values);
+  module.bias.value()(1) = 0.3f;
+  const auto shadow_is_rounded = [](const Shadowed& m) {
+    for (Index i = 0; i < 6; ++i)
+      if (float(m.weight.value().data()[i]) != float(dm::bfloat16(m.weight.value_data()[i]))) return false;
+    return true;
+  };
+  CHECK(shadow_is_rounded(module));
+  CHECK(relative_error(module.weight.to_tensor(), values) == 0);  // the masters lose nothing
+  auto flat = dm::bind(module);
+  CHECK(flat.values().size() == 32);
+  CHECK(flat.shadows().data() == module.weight.value().data());
+  CHECK(shadow_is_rounded(module));
+  flat.values()(1) = 1.2345f;
+  CHECK(!shadow_is_rounded(module));
+  flat.refresh_shadows();
+  CHECK(shadow_is_rounded(module));
+  module.weight.gradient()(0, 0) = 2;  // of float
+  const auto copied = module;
+  CHECK(copied.weight.value().data() != module.weight.value().data());
+  CHECK(shadow_is_rounded(copied));
+  dm::release_masters(module, flat);
+  CHECK(!flat.values());
+  CHECK(float(module.weight.value().data()[1]) == float(dm::bfloat16(1.2345f)));
+  CHECK(module.weight.to_tensor()(0, 1) == float(dm::bfloat16(1.2345f)));
+  CHECK(module.bias.value()(1) == 0.3f);
+  CHECK_THROWS_WITH_AS(module.weight.gradient(),
+                       "parameter: its masters were released for inference; it cannot be trained any more", dm::Error);
+  CHECK_THROWS_AS(dm::bind_gradients(module, flat), dm::Error);
+  module.weight.copy_from(values);  // loading still works
+  CHECK(module.weight.to_tensor()(2, 1) == float(dm::bfloat16(values(2, 1))));
 }
 
 TEST_CASE("names inside a module: prefixes") {
