@@ -9,16 +9,17 @@
 
 /// SSD forward on Hopper (16-bit types, headdim 64, d_state 64 or 128).
 ///
-/// A block has two heads of a group, a warpgroup each, which share the tiles of B and C, and two warps that run ahead
-/// of them: they start the copies of the next chunks of 64 tokens and turn dt into decays. A warpgroup walks over the
-/// chunks of its head with the state, S (headdim, d_state), in registers in float and a 16-bit copy of it in shared
-/// memory, so that x, B, C, dt are read once, out is written once and no intermediate sees global memory. Per chunk,
-/// with c_i the sum of dt A up to i, in powers of two, and u_j = 2^(c_end - c_j) dt_j x_j:
+/// A block has two heads of a group, which share the tiles of B and C. It walks over chunks of 64 tokens; x, B, C, dt
+/// are read once, out is written once and no intermediate sees global memory. Two warps start the copies of the next
+/// chunks and turn dt into decays. Each head has a warpgroup for its state, S (headdim, d_state), in float in
+/// registers, and one for its outputs, which gets a 16-bit copy of the state before each chunk through shared memory.
+/// With c_i the sum of dt A up to i, in powers of two, and u_j = 2^(c_end - c_j) dt_j x_j, the first computes
 ///
-///   G = C B^T                            first, while the second and third are under way:
-///   Y = C S^T
-///   S <- 2^c_end S + U^T B               float; the second factor of the next chunk's Y once it is done
-///   out = 2^c_i Y + (2^(c_i - c_j) dt_j G) X + D x
+///   S <- 2^c_end S + U^T B
+///
+/// and the second
+///
+///   G = C B^T;  Y = C S^T;  out = 2^c_i Y + D x + (2^(c_i - c_j) dt_j G) X
 ///
 /// The work is cut by chunks, not by sequences: each block gets the same number of consecutive chunks of the sequences
 /// (a sequence: two heads of a row of the batch) laid end to end. It begins with its last, unfinished sequence and
@@ -29,7 +30,9 @@
 namespace diffmamba::ssd::detail {
 
 inline constexpr int hopper_heads = 2;  // of a block
-inline constexpr int hopper_threads = hopper_heads * 128 + 128;
+/// Threads of a block: the warpgroups of each head, and copies and decays.
+template <bool Output>
+inline constexpr int hopper_threads = hopper_heads*(Output ? 256 : 128) + 128;
 
 /// How the work is cut, and the memory in which its pieces meet.
 struct Walk {
@@ -58,13 +61,13 @@ struct Walk {
       if (whole * 100 <= share * 103) share = whole;
       return;
     }
-    // Chunks that the busiest multiprocessor sees; a segment's state costs half as much as its output, and the two
-    // further launches as much as three chunks.
+    // Chunks that the busiest multiprocessor sees; a segment's state costs half as much as its output, the further
+    // launches and what they read and write as much as some chunks more.
     double least = chunks;
     share = chunks;
     for (int count = 2; count <= 64 && count * 4 <= chunks; ++count) {
       const Index of_segment = (chunks + count - 1) / count, waves = (sequences * count + processors - 1) / processors;
-      const double cost = 1.5 * static_cast<double>(waves * of_segment) + 3.0;
+      const double cost = static_cast<double>(waves) * (1.5 * static_cast<double>(of_segment) + 3.0) + 3.0;
       if (cost < least) least = cost, segments = count, share = of_segment;
     }
     segments = static_cast<int>((chunks + share - 1) / share);
@@ -90,7 +93,8 @@ struct Walk {
 
 /// Consecutive chunks of a sequence. source, target: the slots in which the state before and after lies; -1: none.
 struct Piece {
-  Index sequence, source, target;
+  Index sequence;
+  int source, target;
   int first, last;
 };
 
@@ -98,8 +102,8 @@ struct Piece {
 __device__ inline bool find_piece(const Walk& walk, Index block, int k, bool output, Piece& piece) {
   if (walk.segments > 1) {
     const int segment = static_cast<int>(block % walk.segments), share = static_cast<int>(walk.share);
-    piece = {block / walk.segments, output ? block : -1, output ? -1 : block, segment * share,
-             min((segment + 1) * share, walk.chunks)};
+    piece = {block / walk.segments, output ? static_cast<int>(block) : -1, output ? -1 : static_cast<int>(block),
+             segment * share, min((segment + 1) * share, walk.chunks)};
     return k == 0 && (output || segment + 1 < walk.segments);
   }
   const Index all = walk.sequences * walk.chunks, begin = block * walk.share;
@@ -108,7 +112,7 @@ __device__ inline bool find_piece(const Walk& walk, Index block, int k, bool out
   const int skipped = static_cast<int>(begin % walk.chunks), unfinished = static_cast<int>(end % walk.chunks);
   if (unfinished > 0) {
     if (k == 0) {
-      piece = {last, -1, block, 0, unfinished};
+      piece = {last, -1, static_cast<int>(block), 0, unfinished};
       return true;
     }
     --k;
@@ -118,7 +122,7 @@ __device__ inline bool find_piece(const Walk& walk, Index block, int k, bool out
     piece = {whole + k, -1, -1, 0, walk.chunks};
     return true;
   }
-  piece = {first, block - 1, -1, skipped, walk.chunks};
+  piece = {first, static_cast<int>(block) - 1, -1, skipped, walk.chunks};
   return skipped > 0 && whole + k == last;
 }
 
@@ -159,25 +163,29 @@ struct ChunkDecays {
 static_assert(sizeof(ChunkDecays) == 4 * 64 * 4);
 
 template <class T, int N, bool Output>
-__global__ void __launch_bounds__(hopper_threads, 1)
+__global__ void __launch_bounds__(hopper_threads<Output>, 1)
     ssd_hopper_kernel(DeviceInputs<T> in, DeviceOutputs<T> to, Walk walk, const __grid_constant__ HopperMaps maps) {
 #if defined(DIFFMAMBA_SM90A)
   using Memory = HopperMemory<N, Output>;
   using mma::swizzled;
   constexpr int Q = tile_tokens, P = 64, tile = Q * P;
   extern __shared__ unsigned char hopper_shared[];
-  __shared__ std::uint64_t full[Memory::stages], empty[Memory::stages];
+  __shared__ std::uint64_t full[Memory::stages], empty[Memory::stages];  // of the stages
+  __shared__ std::uint64_t published[hopper_heads], used[hopper_heads];  // of the 16-bit copy of a state
   __shared__ Index block_index;
   unsigned char* const memory = hopper_shared + (1024 - hopper::shared_address(hopper_shared) % 1024) % 1024;
   const auto part = [&](int offset) { return reinterpret_cast<T*>(memory + offset); };
   const auto decays = [&](int stage, int head) {
     return reinterpret_cast<ChunkDecays*>(memory + Memory::decays) + stage * hopper_heads + head;
   };
-  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   if (threadIdx.x == 0) {
     for (int i = 0; i < Memory::stages; ++i) {
-      hopper::initialise(&full[i], hopper_heads + 1);
-      hopper::initialise(&empty[i], hopper_heads * 4);
+      hopper::initialise(&full[i], hopper_heads * 32 + 1);
+      hopper::initialise(&empty[i], hopper_heads * (Output ? 8 : 4));
+    }
+    for (int i = 0; i < hopper_heads; ++i) {
+      hopper::initialise(&published[i], 4);
+      hopper::initialise(&used[i], 4);
     }
     hopper::publish_barriers();
     // Blocks are numbered as they begin, so that the one whose state a block waits for has begun before it.
@@ -185,16 +193,22 @@ __global__ void __launch_bounds__(hopper_threads, 1)
   }
   __syncthreads();
   const Index block = block_index;
+  const int warpgroup = static_cast<int>(threadIdx.x) / 128, warp = static_cast<int>(threadIdx.x) % 128 / 32;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
   Piece piece;
   int stage = 0;
   unsigned parity = 0;
   const auto next_stage = [&] {
     if (++stage == Memory::stages) stage = 0, parity ^= 1;
   };
+  // Fragments of a warpgroup's products: rows `row` and that + 8, columns `column` + 8 j and the next.
+  const int rows = warp * 16, row = rows + lane / 4, column = 2 * (lane % 4);
+  const int matrix_row = lane % 16, matrix_unit = lane / 16;  // for load_matrices and store_matrices of 16 x 16 numbers
 
-  if (warp >= hopper_heads * 4) {  // copies and decays
-    hopper::set_registers<56, false>();
-    const int own = warp - hopper_heads * 4;
+  if (warpgroup == hopper_heads * (Output ? 2 : 1)) {
+    // Copies and decays: a warp for each head, the first one starts the copies.
+    if constexpr (Output) hopper::set_registers<32, false>();
+    const int own = warp;
     if (own >= hopper_heads) return;
     for (int k = 0; find_piece(walk, block, k, Output, piece); ++k) {
       const Place place(walk, in, piece.sequence);
@@ -254,111 +268,158 @@ __global__ void __launch_bounds__(hopper_threads, 1)
         target->to_end[lane] =
             make_float2(mma::power_of_two(end - sum[0]) * step[0], mma::power_of_two(end - sum[1]) * step[1]);
         target->start[lane] = make_float2(mma::power_of_two(sum[0]), mma::power_of_two(sum[1]));
-        __syncwarp();
-        if (lane == 0) hopper::arrive(&full[stage]);
+        hopper::arrive(&full[stage]);
         next_stage();
       }
     }
-    return;
-  }
-
-  hopper::set_registers<224, true>();
-  // A warpgroup, its head; fragments: row `row` and that + 8, columns `column` + 8 j and the next.
-  const int own = warp / 4, rows = warp % 4 * 16, row = rows + lane / 4, column = 2 * (lane % 4);
-  const int barrier = 1 + own;
-  T* const state_tile = part(Memory::state + own * Memory::matrix);
-  T* const out_tile = part(Memory::out + own * Memory::tile) + rows * P;  // of this warp
-  // Where this lane's row lies for load_matrices and store_matrices of 16 x 16 numbers.
-  const int matrix_row = lane % 16, matrix_unit = lane / 16;
-  float state[N / 2], y[32] = {}, scores[32] = {};
-
-  const auto publish_state = [&] {
+  } else if (warpgroup < hopper_heads) {
+    // The state of a head.
+    if constexpr (Output) hopper::set_registers<112, true>();
+    const int own = warpgroup;
+    T* const state_tile = part(Memory::state + own * Memory::matrix);
+    float state[N / 2];
+    unsigned turn = 1;  // the parity of the use before, of which at first there is none
+    const auto publish_state = [&] {
+      hopper::wait(&used[own], turn);
+      turn ^= 1;
 #pragma unroll
-    for (int j = 0; j < N / 8; j += 2)
-      hopper::store_matrices(
-          state_tile + j / 8 * tile + swizzled<64>(rows + matrix_row, j % 8 + matrix_unit),
-          mma::pack<T>(state[4 * j], state[4 * j + 1]), mma::pack<T>(state[4 * j + 2], state[4 * j + 3]),
-          mma::pack<T>(state[4 * j + 4], state[4 * j + 5]), mma::pack<T>(state[4 * j + 6], state[4 * j + 7]));
-    hopper::publish_stores();
-    hopper::synchronize(barrier, 128);
-  };
-
-  for (int k = 0; find_piece(walk, block, k, Output, piece); ++k) {
-    const Place place(walk, in, piece.sequence);
-    const int head = place.head + own;
-    const bool valid = own < place.heads;
-    float total = 0.0f;  // of a segment, in powers of two
-    {
-      const float* source = nullptr;
-      Index channel = N;
-      if (piece.source >= 0) {
-        if (walk.segments == 1) {
-          if (threadIdx.x % 128 == 0) {
-            const volatile int* const there = walk.arrived + 1 + piece.source * hopper_heads + own;
-            while (*there == 0) __nanosleep(100);
-            __threadfence();
+      for (int j = 0; j < N / 8; j += 2)
+        hopper::store_matrices(
+            state_tile + j / 8 * tile + swizzled<64>(rows + matrix_row, j % 8 + matrix_unit),
+            mma::pack<T>(state[4 * j], state[4 * j + 1]), mma::pack<T>(state[4 * j + 2], state[4 * j + 3]),
+            mma::pack<T>(state[4 * j + 4], state[4 * j + 5]), mma::pack<T>(state[4 * j + 6], state[4 * j + 7]));
+      hopper::publish_stores();
+      __syncwarp();
+      if (lane == 0) hopper::arrive(&published[own]);
+    };
+    for (int k = 0; find_piece(walk, block, k, Output, piece); ++k) {
+      const Place place(walk, in, piece.sequence);
+      const int head = place.head + own;
+      const bool valid = own < place.heads;
+      float total = 0.0f;  // of a segment, in powers of two
+      {
+        const float* source = nullptr;  // this lane's first element
+        Index channel = N;
+        if (piece.source >= 0) {
+          if (walk.segments == 1) {
+            if (threadIdx.x % 128 == 0) {
+              const volatile int* const there = walk.arrived + 1 + Index{piece.source} * hopper_heads + own;
+              while (*there == 0) __nanosleep(100);
+              __threadfence();
+            }
+            hopper::synchronize(1 + own, 128);
           }
-          hopper::synchronize(barrier, 128);
+          source = walk.states + (Index{piece.source} * hopper_heads + own) * P * N;
+        } else if (Output && in.initial_state != nullptr && valid) {
+          source = in.initial_state + place.batch * in.state_batch + head * in.state_head;
+          channel = in.state_channel;
         }
-        source = walk.states + (piece.source * hopper_heads + own) * P * N;
-      } else if (Output && in.initial_state != nullptr && valid) {
-        source = in.initial_state + place.batch * in.state_batch + head * in.state_head;
-        channel = in.state_channel;
+        if (source == nullptr) {
+#pragma unroll
+          for (int i = 0; i < N / 2; ++i) state[i] = 0.0f;
+        } else {
+          source += row * channel + column;
+          const float* const below = source + 8 * channel;
+#pragma unroll
+          for (int i = 0; i < N / 2; ++i) state[i] = __ldcg((i % 4 < 2 ? source : below) + i / 4 * 8 + i % 2);
+        }
+        if constexpr (Output) publish_state();
       }
+      for (int chunk = piece.first; chunk < piece.last; ++chunk) {
+        const T* const tiles = part(stage * Memory::stage);
+        const T *const B_tile = tiles + Memory::B / 2, *const x_tile = tiles + Memory::x / 2 + own * tile;
+        const ChunkDecays& decay = *decays(stage, own);
+        hopper::wait(&full[stage], parity);
+        // u^T, 16 channels of each warp.
+        unsigned u[Q / 16][4];
 #pragma unroll
-      for (int i = 0; i < N / 2; ++i)
-        state[i] =
-            source == nullptr ? 0.0f : __ldcg(source + (row + i % 4 / 2 * 8) * channel + i / 4 * 8 + column + i % 2);
-      if constexpr (Output) publish_state();
-    }
-    float D = 0.0f;
-    if (Output && valid && in.D != nullptr && in.D_channel == 0) D = in.D[head * in.D_head];
+        for (int i = 0; i < Q / 16; ++i) {
+          mma::load_matrices_transposed(
+              u[i], x_tile + swizzled<64>(i * 16 + lane % 8 + lane / 16 * 8, rows / 8 + lane / 8 % 2));
+          const float2 weights[2] = {decay.to_end[i * 8 + lane % 4], decay.to_end[i * 8 + 4 + lane % 4]};
+#pragma unroll
+          for (int r = 0; r < 4; ++r) {
+            const float2 value = mma::unpack<T>(u[i][r]);
+            u[i][r] = mma::pack<T>(value.x * weights[r / 2].x, value.y * weights[r / 2].y);
+          }
+        }
+        const float kept = decay.start[31].y;
+#pragma unroll
+        for (int i = 0; i < N / 2; ++i) state[i] *= kept;
+        if (!Output) total += decay.pair[31].z;
+        hopper::hold(state);
+        hopper::begin_products();
+#pragma unroll
+        for (int i = 0; i < Q / 16; ++i)
+          hopper::multiply<T>(state, u[i], hopper::columns_factor(B_tile, i * 16, Memory::tile));
+        hopper::end_products();
+        hopper::wait_for_products<0>();
+        hopper::hold(state);
+        if (lane == 0) hopper::arrive(&empty[stage]);
+        if (Output && chunk + 1 < piece.last) publish_state();
+        next_stage();
+      }
 
-    for (int chunk = piece.first; chunk < piece.last; ++chunk) {
-      const T* const tiles = part(stage * Memory::stage);
-      const T *const B_tile = tiles + Memory::B / 2, *const C_tile = tiles + Memory::C / 2,
-                     *const x_tile = tiles + Memory::x / 2 + own * tile;
-      const ChunkDecays& decay = *decays(stage, own);
-      hopper::wait(&full[stage], parity);
-      const float kept = decay.start[31].y;
+      // What the piece leaves behind.
+      float* target = nullptr;
+      Index channel = N;
+      if (piece.target >= 0) {
+        target = walk.states + (Index{piece.target} * hopper_heads + own) * P * N;
+      } else if (Output && to.final_state != nullptr && valid && piece.last == walk.chunks) {
+        target = to.final_state + place.batch * to.state_batch + head * to.state_head;
+        channel = to.state_channel;
+      }
+      if (target != nullptr) {
+        target += row * channel + column;
+        float* const below = target + 8 * channel;
 #pragma unroll
-      for (int i = 0; i < N / 2; ++i) state[i] *= kept;
-      if (!Output) total += decay.pair[31].z;
-      if constexpr (Output) {
+        for (int i = 0; i < N / 2; ++i) (i % 4 < 2 ? target : below)[i / 4 * 8 + i % 2] = state[i];
+      }
+      if (piece.target >= 0) {
+        if (walk.segments == 1) {
+          __threadfence();
+          hopper::synchronize(1 + own, 128);
+          if (threadIdx.x % 128 == 0)
+            *reinterpret_cast<volatile int*>(walk.arrived + 1 + Index{piece.target} * hopper_heads + own) = 1;
+        } else if (threadIdx.x % 128 == 0) {
+          walk.decays[Index{piece.target} * hopper_heads + own] = exp2f(total);
+        }
+      }
+    }
+  } else if constexpr (Output) {
+    // The outputs of a head.
+    hopper::set_registers<112, true>();
+    const int own = warpgroup - hopper_heads;
+    T* const state_tile = part(Memory::state + own * Memory::matrix);
+    T* const out_tile = part(Memory::out + own * Memory::tile) + rows * P;  // of this warp
+    float y[32] = {}, scores[32] = {};
+    unsigned turn = 0;
+    for (int k = 0; find_piece(walk, block, k, Output, piece); ++k) {
+      const Place place(walk, in, piece.sequence);
+      const int head = place.head + own;
+      const bool valid = own < place.heads;
+      const float D = valid && in.D != nullptr && in.D_channel == 0 ? in.D[head * in.D_head] : 0.0f;
+      for (int chunk = piece.first; chunk < piece.last; ++chunk) {
+        const T* const tiles = part(stage * Memory::stage);
+        const T *const B_tile = tiles + Memory::B / 2, *const C_tile = tiles + Memory::C / 2,
+                       *const x_tile = tiles + Memory::x / 2 + own * tile;
+        const ChunkDecays& decay = *decays(stage, own);
+        hopper::wait(&full[stage], parity);
         hopper::begin_products();
 #pragma unroll
         for (int i = 0; i < N / 16; ++i)
           hopper::multiply<T>(scores, hopper::rows_factor(C_tile + i / 4 * tile, i % 4 * 16),
                               hopper::rows_factor(B_tile + i / 4 * tile, i % 4 * 16), i > 0);
         hopper::end_products();
+        hopper::wait(&published[own], turn);
+        turn ^= 1;
+        hopper::begin_products();
 #pragma unroll
         for (int i = 0; i < N / 16; ++i)
           hopper::multiply<T>(y, hopper::rows_factor(C_tile + i / 4 * tile, i % 4 * 16),
                               hopper::rows_factor(state_tile + i / 4 * tile, i % 4 * 16), i > 0);
         hopper::end_products();
-      }
-      // u^T, 16 channels of each warp, and the state.
-      unsigned u[Q / 16][4];
-#pragma unroll
-      for (int i = 0; i < Q / 16; ++i) {
-        mma::load_matrices_transposed(
-            u[i], x_tile + swizzled<64>(i * 16 + lane % 8 + lane / 16 * 8, rows / 8 + lane / 8 % 2));
-        const float2 weights[2] = {decay.to_end[i * 8 + lane % 4], decay.to_end[i * 8 + 4 + lane % 4]};
-#pragma unroll
-        for (int r = 0; r < 4; ++r) {
-          const float2 value = mma::unpack<T>(u[i][r]);
-          u[i][r] = mma::pack<T>(value.x * weights[r / 2].x, value.y * weights[r / 2].y);
-        }
-      }
-      hopper::hold(state);
-      hopper::begin_products();
-#pragma unroll
-      for (int i = 0; i < Q / 16; ++i)
-        hopper::multiply<T>(state, u[i], hopper::columns_factor(B_tile, i * 16, Memory::tile));
-      hopper::end_products();
-
-      if constexpr (Output) {
-        hopper::wait_for_products<2>();
+        hopper::wait_for_products<1>();
         hopper::hold(scores);
         unsigned weighted[Q / 16][4];
         const float c_row[2] = {reinterpret_cast<const float2*>(decay.pair)[row].x,
@@ -366,7 +427,7 @@ __global__ void __launch_bounds__(hopper_threads, 1)
 #pragma unroll
         for (int j = 0; j < 8; ++j) {
           float value[4] = {};
-          {
+          if (j * 8 < rows + 16) {  // else above the diagonal, for the whole warp
             const float4 c = decay.pair[j * 4 + lane % 4];
             const int first = j * 8 + column;
 #pragma unroll
@@ -379,44 +440,45 @@ __global__ void __launch_bounds__(hopper_threads, 1)
           weighted[j / 2][j % 2 * 2] = mma::pack<T>(value[0], value[1]);
           weighted[j / 2][j % 2 * 2 + 1] = mma::pack<T>(value[2], value[3]);
         }
-        hopper::wait_for_products<1>();
+        hopper::wait_for_products<0>();
         hopper::hold(y);
+        if (lane == 0) hopper::arrive(&used[own]);
         const float start[2] = {reinterpret_cast<const float*>(decay.start)[row],
                                 reinterpret_cast<const float*>(decay.start)[row + 8]};
+        // D x goes in with the first part, while the second is still to come.
+        const auto add_skip = [&](auto&& weight) {
 #pragma unroll
-        for (int i = 0; i < 32; ++i) y[i] *= start[i % 4 / 2];
+          for (int j = 0; j < 8; j += 2) {
+            unsigned x[4];
+            mma::load_matrices(x, x_tile + swizzled<64>(rows + matrix_row, j + matrix_unit));
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+              const float2 value = mma::unpack<T>(x[i]);
+              const int at = 4 * j + 2 * i, channel = (j + i / 2) * 8 + column;
+              y[at] = y[at] * start[i % 2] + weight(channel) * value.x;
+              y[at + 1] = y[at + 1] * start[i % 2] + weight(channel + 1) * value.y;
+            }
+          }
+        };
+        if (in.D_channel == 0)
+          add_skip([&](int) { return D; });
+        else
+          add_skip([&](int channel) { return valid ? in.D[head * in.D_head + channel * in.D_channel] : 0.0f; });
         hopper::hold(y);
         hopper::begin_products();
 #pragma unroll
         for (int i = 0; i < Q / 16; ++i)
           hopper::multiply<T>(y, weighted[i], hopper::columns_factor(x_tile, i * 16, Memory::tile));
         hopper::end_products();
-        hopper::wait_for_products<1>();
-        hopper::hold(state);
-        if (lane == 0) hopper::wait_for_stores_to_read();  // the rows of the chunk before, below
-        hopper::synchronize(barrier, 128);                 // nobody reads the old copy of the state any more
-        if (chunk + 1 < piece.last) publish_state();
+        if (lane == 0) hopper::wait_for_stores_to_read();  // of the chunk before, below
+        __syncwarp();
         hopper::wait_for_products<0>();
         hopper::hold(y);
+        if (lane == 0) hopper::arrive(&empty[stage]);
 
-        // D x and the gate; then out in whole rows.
+          // The gate; then out in whole rows.
 #pragma unroll
         for (int j = 0; j < 8; j += 2) {
-          if (in.D != nullptr) {
-            unsigned x[4];
-            mma::load_matrices(x, x_tile + swizzled<64>(rows + matrix_row, j + matrix_unit));
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {
-              const float2 value = mma::unpack<T>(x[i]);
-              float first = D, second = D;
-              if (in.D_channel != 0 && valid) {
-                const float* const channel = in.D + head * in.D_head + ((j + i / 2) * 8 + column) * in.D_channel;
-                first = channel[0], second = channel[in.D_channel];
-              }
-              y[4 * j + 2 * i] += first * value.x;
-              y[4 * j + 2 * i + 1] += second * value.y;
-            }
-          }
           if (in.z != nullptr && valid) {
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
@@ -435,43 +497,13 @@ __global__ void __launch_bounds__(hopper_threads, 1)
         }
         hopper::publish_stores();
         __syncwarp();
-        if (lane == 0) {
-          hopper::arrive(&empty[stage]);
-          if (valid) hopper::store_tile(&maps.out, out_tile, 0, head, chunk * Q + rows, static_cast<int>(place.batch));
-        }
-      } else {
-        hopper::wait_for_products<0>();
-        hopper::hold(state);
-        __syncwarp();
-        if (lane == 0) hopper::arrive(&empty[stage]);
-      }
-      next_stage();
-    }
-
-    // What the piece leaves behind.
-    float* target = nullptr;
-    Index channel = N;
-    if (piece.target >= 0) {
-      target = walk.states + (piece.target * hopper_heads + own) * P * N;
-    } else if (Output && to.final_state != nullptr && valid && piece.last == walk.chunks) {
-      target = to.final_state + place.batch * to.state_batch + head * to.state_head;
-      channel = to.state_channel;
-    }
-    if (target != nullptr)
-#pragma unroll
-      for (int i = 0; i < N / 2; ++i) target[(row + i % 4 / 2 * 8) * channel + i / 4 * 8 + column + i % 2] = state[i];
-    if (piece.target >= 0) {
-      if (walk.segments == 1) {
-        __threadfence();
-        hopper::synchronize(barrier, 128);
-        if (threadIdx.x % 128 == 0)
-          *reinterpret_cast<volatile int*>(walk.arrived + 1 + piece.target * hopper_heads + own) = 1;
-      } else if (threadIdx.x % 128 == 0) {
-        walk.decays[piece.target * hopper_heads + own] = exp2f(total);
+        if (lane == 0 && valid)
+          hopper::store_tile(&maps.out, out_tile, 0, head, chunk * Q + rows, static_cast<int>(place.batch));
+        next_stage();
       }
     }
+    if (lane == 0) hopper::wait_for_stores_to_read();
   }
-  if (Output && lane == 0) hopper::wait_for_stores_to_read();
 #endif
 }
 
@@ -489,15 +521,23 @@ __global__ void ssd_hopper_states_kernel(DeviceInputs<T> in, Walk walk) {
   if (in.initial_state != nullptr)
     state = in.initial_state[place.batch * in.state_batch + (place.head + own) * in.state_head +
                              i / N * in.state_channel + i % N];
-  Index slot = sequence * walk.segments * hopper_heads + own;
-#pragma unroll 8
-  for (int segment = 0; segment + 1 < walk.segments; ++segment, slot += hopper_heads) {
-    float& there = walk.states[slot * size + i];
-    const float added = there;
-    there = state;
-    state = walk.decays[slot] * state + added;
+  constexpr int batch = 8;  // loads under way together
+  const Index first = sequence * walk.segments;
+  for (int segment = 0; segment < walk.segments; segment += batch) {
+    float added[batch], decay[batch];
+#pragma unroll
+    for (int k = 0; k < batch; ++k) {
+      const Index slot = (first + segment + k) * hopper_heads + own;
+      const bool there = segment + k + 1 < walk.segments;
+      added[k] = there ? walk.states[slot * size + i] : 0.0f;
+      decay[k] = there ? walk.decays[slot] : 0.0f;
+    }
+#pragma unroll
+    for (int k = 0; k < batch; ++k) {
+      if (segment + k < walk.segments) walk.states[((first + segment + k) * hopper_heads + own) * size + i] = state;
+      state = decay[k] * state + added[k];
+    }
   }
-  walk.states[slot * size + i] = state;
 }
 
 /// Whether the kernels have a body for the current stream's GPU and the copy engine can walk over the operands.
@@ -532,14 +572,15 @@ void launch_hopper(const Inputs<T, cuda>& in, const OutputViews<T, cuda>& to, co
                         hopper::tensor_map(View<const T, 4, cuda>(in.C), tile_tokens),
                         hopper::tensor_map(View<T, 4, cuda>(to.out), 16)};
   const unsigned blocks = static_cast<unsigned>(walk.blocks());
-  const auto launch = [&](auto kernel, int bytes, const char* name) {
+  const auto launch = [&](auto kernel, int threads, int bytes, const char* name) {
     cuda_runtime::check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
                         "cudaFuncSetAttribute");
-    kernel<<<blocks, hopper_threads, static_cast<std::size_t>(bytes), stream.handle>>>(inputs, outputs, walk, maps);
+    kernel<<<blocks, threads, static_cast<std::size_t>(bytes), stream.handle>>>(inputs, outputs, walk, maps);
     cuda_runtime::check_launch(name);
   };
   if (walk.segments > 1) {
-    launch(ssd_hopper_kernel<T, N, false>, HopperMemory<N, false>::bytes, "ssd_hopper_kernel (states)");
+    launch(ssd_hopper_kernel<T, N, false>, hopper_threads<false>, HopperMemory<N, false>::bytes,
+           "ssd_hopper_kernel (states)");
     const dim3 grid(static_cast<unsigned>(walk.sequences * hopper_heads), 64 * N / 256);
     ssd_hopper_states_kernel<T, N><<<grid, 256, 0, stream.handle>>>(inputs, walk);
     cuda_runtime::check_launch("ssd_hopper_states_kernel");
@@ -548,7 +589,7 @@ void launch_hopper(const Inputs<T, cuda>& in, const OutputViews<T, cuda>& to, co
         cudaMemsetAsync(walk.arrived, 0, static_cast<std::size_t>(walk.arrived_count()) * sizeof(int), stream.handle),
         "cudaMemsetAsync");
   }
-  launch(ssd_hopper_kernel<T, N, true>, HopperMemory<N, true>::bytes, "ssd_hopper_kernel");
+  launch(ssd_hopper_kernel<T, N, true>, hopper_threads<true>, HopperMemory<N, true>::bytes, "ssd_hopper_kernel");
 }
 
 }  // namespace diffmamba::ssd::detail
