@@ -9,72 +9,45 @@
 // states, so the thousandth token costs what the first did.
 
 #include <CLI/CLI.hpp>
-#include <chrono>
-#include <cstdio>
 #include <cstdlib>
 #include <iostream>
 
-#include "diffmamba/train.hpp"
+#include "support/generate.hpp"  // the program behind the flags
 
-namespace dm = diffmamba;
-
-// A model's folder, or a run's: then its best model, or its newest checkpoint.
-std::filesystem::path find_model(const std::filesystem::path& folder) {
-  if (std::filesystem::exists(folder / "config.json")) return folder;
-  if (std::filesystem::exists(folder / "best" / "config.json")) return folder / "best";
-  const auto checkpoint = dm::latest_checkpoint(folder);
-  dm::require(checkpoint.has_value(), folder.string(), ": there is no model in this folder");
-  return *checkpoint;
+int write(const WriteOptions& o) {
+  if (o.device == "cpu") {
+    diffmamba::require(o.dtype != "bfloat16", "--dtype bfloat16 is for --device cuda; on the CPU it is float32");
+    return generate_program::run<diffmamba::cpu, float>(o);
+  }
+#if defined(DIFFMAMBA_WITH_CUDA)
+  return o.dtype == "float32" ? generate_program::run_on_cuda_float32(o) : generate_program::run_on_cuda_bfloat16(o);
+#else
+  diffmamba::fail("--device cuda: this program was built without CUDA; configure with -DDIFFMAMBA_ENABLE_CUDA=ON");
+#endif
 }
 
 int main(int argc, char** argv) {
-  std::string folder = "runs/train_lm", prompt = "\n";
-  dm::GenerateOptions options{.temperature = 0.8, .max_tokens = 400};
-  int threads = 0;
-
+  WriteOptions o;
   CLI::App app("Writes text with a model of train_lm.", "generate");
   app.option_defaults()->take_last();
-  app.add_option("--model", folder, "folder of a run or of a model");
-  app.add_option("--prompt", prompt, "how the text begins");
-  app.add_option("--max-tokens", options.max_tokens, "how many tokens; -1: until Ctrl-C");
-  app.add_option("--temperature", options.temperature, "0: always the likeliest token");
-  app.add_option("--top-k", options.top_k, "only the k likeliest tokens; 0: all");
-  app.add_option("--top-p", options.top_p, "only the likeliest tokens of this total probability");
-  app.add_option("--min-p", options.min_p, "only tokens at least this likely relative to the likeliest");
-  app.add_option("--repetition-penalty", options.repetition_penalty,
+  app.add_option("--model", o.folder, "folder of a run or of a model");
+  app.add_option("--prompt", o.prompt, "how the text begins");
+  app.add_option("--max-tokens", o.how.max_tokens, "how many tokens; -1: until Ctrl-C");
+  app.add_option("--temperature", o.how.temperature, "0: always the likeliest token");
+  app.add_option("--top-k", o.how.top_k, "only the k likeliest tokens; 0: all");
+  app.add_option("--top-p", o.how.top_p, "only the likeliest tokens of this total probability");
+  app.add_option("--min-p", o.how.min_p, "only tokens at least this likely relative to the likeliest");
+  app.add_option("--repetition-penalty", o.how.repetition_penalty,
                  "above 1: what was written lately becomes less likely");
-  app.add_option("--seed", options.seed, "the same seed writes the same text");
-  app.add_option("--threads", threads, "0: all processors; never changes the text");
+  app.add_option("--seed", o.how.seed, "the same seed writes the same text");
+  app.add_option("--threads", o.threads, "0: all processors; never changes the text");
+  app.add_option("--device", o.device, "cpu or cuda")->check(CLI::IsMember({"cpu", "cuda"}));
+  app.add_option("--dtype", o.dtype, "float32, or on cuda bfloat16, which is what is taken there by default")
+      ->check(CLI::IsMember({"float32", "bfloat16"}));
   CLI11_PARSE(app, argc, argv);
 
   try {
-    dm::Threads scope(threads > 0 ? threads : dm::max_threads());
-    const auto path = find_model(folder);
-    const auto tokenizer = dm::describe_model(path).tokenizer;
-    const auto model = dm::load_model<dm::LanguageModel<dm::cpu>>(path);
-
-    const auto tokens = tokenizer.encode(prompt, "--prompt");
-    dm::require(!tokens.empty(), "--prompt is empty; a model needs something to go on");
-    auto state = model.prefill(
-        dm::View<const std::int32_t, 2>(tokens.data(), {dm::Index{1}, static_cast<dm::Index>(tokens.size())}));
-
-    std::cout << prompt << std::flush;
-    auto text = tokenizer.stream();  // whole characters only, whatever the tokens split
-    dm::Interrupt interrupt;
-    dm::Index written = 0;
-    const auto begin = std::chrono::steady_clock::now();
-    for (const std::int32_t token : dm::generate(model, state, options, tokens)) {
-      std::cout << text(token) << std::flush;
-      ++written;
-      if (interrupt.requested() || !std::cout) break;
-    }
-    std::cout << std::endl;
-    dm::require(bool(std::cout), "the text cannot be written to the standard output");
-    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-    std::fprintf(stderr, "%s, %lld parameters: %lld tokens, %.0f tokens/s\n", path.c_str(),
-                 static_cast<long long>(model.parameter_count()), static_cast<long long>(written),
-                 static_cast<double>(written) / seconds);
-    return EXIT_SUCCESS;
+    return write(o);
   } catch (const std::exception& error) {
     std::cerr << "generate: " << error.what() << '\n';
     return EXIT_FAILURE;

@@ -8,33 +8,20 @@
 //   train_lm --config run.json                                      {"mixer": "mamba2", "steps": 5000, "out": "runs/a"}
 //   train_lm --out runs/book --resume --steps 4000                  goes on where the run stopped, bit for bit
 //
+//   train_lm --device cuda --layers 12 --d-model 1024               on a GPU, in bfloat16 with float32 parameters
+//
 // The run's folder gets checkpoints, the best model by validation loss, log.csv, TensorBoard events, and a picture of
 // the loss. Ctrl-C finishes the step, saves and leaves.
 
 #include <CLI/CLI.hpp>
-#include <cstdio>
 #include <cstdlib>
 #include <iostream>
-#include <memory>
 
-#include "diffmamba/train.hpp"
 #include "support/json_config.hpp"  // JsonConfig: --config FILE for CLI11
-
-namespace dm = diffmamba;
-
-struct Options {
-  std::string text = "data/tinyshakespeare.txt", text_mode = "bytes", out = "runs/train_lm", device = "cpu";
-  std::string mixer = "diff_mamba2";
-  std::vector<std::string> mixer_options;
-  dm::Index layers = 4, d_model = 256;
-  bool untied = false, layer_norm = false, resume = false, allow_binary = false, no_tensorboard = false;
-  double dropout = 0;
-  int threads = 0;
-  dm::TrainerOptions trainer;
-};
+#include "support/train_lm.hpp"     // the program behind the flags
 
 // Flags, or the same names in a JSON file. What is given on the command line counts more than what the file says.
-void declare(CLI::App& app, Options& o) {
+void declare(CLI::App& app, TrainOptions& o) {
   app.option_defaults()->take_last();
   app.add_option("--text", o.text, "the text to learn from");
   app.add_option("--text-mode", o.text_mode, "bytes, or characters (UTF-8)")
@@ -42,7 +29,12 @@ void declare(CLI::App& app, Options& o) {
   app.add_flag("--allow-binary", o.allow_binary, "take files with zero bytes too (bytes only)");
   app.add_option("--out", o.out, "folder of the run");
   app.add_flag("--resume", o.resume, "go on from the newest checkpoint in --out, with the options it was begun with");
-  app.add_option("--device", o.device, "cpu (cuda is not implemented in this version)");
+  app.add_option("--device", o.device, "cpu or cuda")->check(CLI::IsMember({"cpu", "cuda"}));
+  app.add_option("--dtype", o.dtype,
+                 "float32, or on cuda bfloat16 with float32 parameters, which is what is taken there by default")
+      ->check(CLI::IsMember({"float32", "bfloat16"}));
+  app.add_option("--peak-tflops", o.peak_tflops,
+                 "the GPU's peak rate, against which its use is stated; 0: that of a large product is measured");
   app.add_option("--threads", o.threads, "0: all processors; never changes the result");
 
   app.add_option("--mixer", o.mixer,
@@ -78,84 +70,26 @@ void declare(CLI::App& app, Options& o) {
   app.add_flag("--no-tensorboard", o.no_tensorboard, "write no TensorBoard events");
 }
 
-dm::ModelConfig model_config(const Options& o, dm::Index vocab_size) {
-  dm::ModelConfig config{.d_model = o.d_model, .vocab_size = vocab_size, .layers = dm::parse_layers(o.mixer, o.layers)};
-  for (const auto& option : o.mixer_options) {
-    const auto equals = option.find('=');
-    dm::require(equals != std::string::npos, "--mixer-option ", option, ": expected name=value");
-    config.mixer.set(option.substr(0, equals), dm::parse_option_value(option.substr(equals + 1)));
+int train(TrainOptions& o, const diffmamba::Json& given) {
+  if (o.device == "cpu") {
+    diffmamba::require(o.dtype != "bfloat16", "--dtype bfloat16 is for --device cuda; on the CPU it is float32");
+    return train_lm::run<diffmamba::cpu, float>(o, given);
   }
-  config.dropout = o.dropout;
-  config.tie_embeddings = !o.untied;
-  config.rms_norm = !o.layer_norm;
-  return config;
-}
-
-int train(Options& o, const CLI::App& app) {
-  dm::require(o.device == "cpu", "--device ", o.device, " is not implemented in this version; cpu is");
-  dm::Threads threads(o.threads > 0 ? o.threads : dm::max_threads());
-
-  const auto corpus = dm::load_corpus(o.text, {.mode = dm::text_mode(o.text_mode), .allow_binary = o.allow_binary});
-  std::printf("text: %s, %zu bytes; %lld different tokens; train %zu, validation %zu, test %zu\n", o.text.c_str(),
-              corpus.bytes, static_cast<long long>(corpus.tokenizer.vocab_size()), corpus.train.size(),
-              corpus.validation.size(), corpus.test.size());
-
-  dm::LanguageModel<dm::cpu> model(model_config(o, corpus.tokenizer.vocab_size()));
-  dm::initialize(model, dm::Philox{o.trainer.seed});
-  std::printf("model: %lld layers of %s, d_model %lld: %lld parameters\n", static_cast<long long>(o.layers),
-              o.mixer.c_str(), static_cast<long long>(o.d_model), static_cast<long long>(model.parameter_count()));
-
-  o.trainer.folder = o.out;
-  o.trainer.title = o.mixer;
-  o.trainer.tensorboard = !o.no_tensorboard;
-  o.trainer.after_step = [&, said = false](dm::Index, const dm::StepResult&) mutable {
-    if (std::exchange(said, true)) return;
-    const double kept = static_cast<double>(model.saved_bytes()),
-                 tokens = static_cast<double>(o.trainer.batch * o.trainer.length);
-    std::printf("memory: forward keeps %.1f MB for backward, %.0f bytes per token\n", kept / 1e6, kept / tokens);
-    std::fflush(stdout);
-  };
-  dm::Trainer trainer(model, corpus, o.trainer);
-  if (o.resume) {
-    trainer.resume();
-    std::printf("resumed at step %lld\n", static_cast<long long>(trainer.progress().step));
-  }
-  std::fflush(stdout);
-  trainer.check();
-  dm::create_folder(o.out);
-  dm::write_json(std::filesystem::path(o.out) / "options.json", JsonConfig::given(app));
-
-  const auto outcome = trainer.run();
-  if (outcome.interrupted) {
-    std::printf("stopped at step %lld; train_lm --out %s --resume goes on\n", static_cast<long long>(outcome.step),
-                o.out.c_str());
-    return EXIT_SUCCESS;
-  }
-  const char* token = corpus.tokenizer.mode() == dm::TextMode::bytes ? "byte" : "character";
-  if (corpus.test.size() >= 2) {
-    const auto test = dm::perplexity(model, corpus.test, {.batch = o.trainer.batch, .length = o.trainer.length});
-    std::printf("test: %.4f bits per %s, perplexity %.3f over %lld tokens\n", test.bits(), token, test.perplexity(),
-                static_cast<long long>(test.tokens));
-  }
-  const auto& progress = outcome.progress;
-  std::printf("best validation: %.4f bits per %s at step %lld, %s/best; %.1f seconds of training\n",
-              progress.best_validation / std::log(2.0), token, static_cast<long long>(progress.best_step),
-              o.out.c_str(), progress.seconds);
-  if (const std::string why = trainer.draw(); why.empty())
-    std::printf("picture: %s/loss.svg, %s/loss.png\n", o.out.c_str(), o.out.c_str());
-  else
-    std::printf("%s\n", why.c_str());
-  return EXIT_SUCCESS;
+#if defined(DIFFMAMBA_WITH_CUDA)
+  return o.dtype == "float32" ? train_lm::run_on_cuda_float32(o, given) : train_lm::run_on_cuda_bfloat16(o, given);
+#else
+  diffmamba::fail("--device cuda: this program was built without CUDA; configure with -DDIFFMAMBA_ENABLE_CUDA=ON");
+#endif
 }
 
 int main(int argc, char** argv) {
   CLI::App app("Trains a language model of Mamba and Diff-Mamba mixers on a text.", "train_lm");
-  Options options;
+  TrainOptions options;
   declare(app, options);
   JsonConfig::attach(app, argc, argv);
   CLI11_PARSE(app, argc, argv);
   try {
-    return train(options, app);
+    return train(options, JsonConfig::given(app));
   } catch (const std::exception& error) {
     std::cerr << "train_lm: " << error.what() << '\n';
     return EXIT_FAILURE;

@@ -84,7 +84,8 @@ refused "batches: the batch size is 0" "$train" "${tiny[@]}" --batch 0 --out x
 refused "dt_limit is reversed: 2 is above 1" "$train" "${tiny[@]}" --mixer-option dt_limit=2:1 --out x
 refused "layer 0 is called \"mamba7\"" "$train" "${tiny[@]}" --mixer mamba7 --out x
 refused "has an option d_stat" "$train" "${tiny[@]}" --mixer-option d_stat=3 --out x
-refused "--device cuda is not implemented" "$train" --device cuda
+[ -e /dev/nvidia0 ] || refused "cuda: " "$train" --device cuda  # no GPU, or built without CUDA
+refused "bfloat16 is for --device cuda" "$train" --dtype bfloat16
 refused "there is no option \"stepz\"" "$train" --config <(echo '{"stepz": 3}')
 refused "not valid JSON" "$train" --config <(echo '{"steps": ')
 refused "there is a run already" "$train" "${tiny[@]}" --out whole

@@ -111,6 +111,10 @@ class Trainer {
     {
       Interrupt interrupt;
       ProgressBar bar(options_.steps, first);
+      const Index position = batches_.position();
+      if (const double warm_up = first < options_.steps ? training.warm_up(batches_.next()) : 0; warm_up > 0)
+        bar.say("warmed up in " + detail::print("%.2f s", warm_up));
+      batches_.seek(position);
       const auto begin = std::chrono::steady_clock::now();
       const double seconds_before = progress_.seconds;
       Index logged = first;
