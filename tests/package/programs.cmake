@@ -17,3 +17,12 @@ foreach(target diffmamba_test_main conformance train_lm)
     message(FATAL_ERROR "a guest brought its own target ${target}")
   endif()
 endforeach()
+
+# Where the library was built for GPUs: header-only with nvcc, and from a .cpp with the kernels that were compiled once.
+if(TARGET diffmamba::cuda)
+  enable_language(CUDA)
+  add_executable(program_cuda ../program_cuda.cu)
+  target_link_libraries(program_cuda PRIVATE diffmamba::cuda)
+  add_executable(program_gpu ../program_gpu.cpp)
+  target_link_libraries(program_gpu PRIVATE diffmamba::cuda_instantiated)
+endif()

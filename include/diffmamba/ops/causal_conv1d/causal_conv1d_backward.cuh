@@ -123,7 +123,7 @@ __global__ void __launch_bounds__(block_threads, 3)
   }
   if (place.run < tiling.runs) {
     const int total = place.tokens + state;                                          // rows of g, and those that
-    const int exist = static_cast<int>(min(Index{total}, in.length - place.first));  // are not 0
+    const int exist = static_cast<int>(::min(Index{total}, in.length - place.first));  // are not 0
     const int channels = in.channels - place.first_channel;
     const Rows<T, Packs> x{in.x + place.batch * in.x_batch + place.first * in.x_token + place.first_channel, in.x_token,
                            exist, channels};
@@ -216,7 +216,7 @@ __global__ void causal_conv1d_backward_any_width_kernel(DeviceInputs<T> in, Devi
   A dbias = 0;
 
   const Index batch = run / runs_per_sequence, first = Index{run % runs_per_sequence} * run_tokens;
-  const Index end = min(in.length, first + run_tokens);
+  const Index end = ::min(in.length, first + run_tokens);
   for (Index t = first; t < end + state; ++t) {
     const A g = gradient_at(in, d, batch, t, channel);
     ring(t) = g;

@@ -63,7 +63,7 @@ __global__ void causal_conv1d_forward_any_width_kernel(DeviceInputs<T> in, T* ou
   using A = accumulate_t<T>;
   const Place<T> place(tiling, in.length, in.channels);
   if (place.run >= tiling.runs) return;
-  const int end = min(in.channels, place.first_channel + strip_channels<T>);
+  const int end = ::min(in.channels, place.first_channel + strip_channels<T>);
   for (Index t = place.first; t < place.first + place.tokens; ++t)
     for (int channel = place.first_channel + place.lane; channel < end; channel += 32) {
       A sum = in.sum(place.batch, t, channel);

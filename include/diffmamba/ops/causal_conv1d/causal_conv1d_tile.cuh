@@ -117,11 +117,11 @@ struct Place {
     run = blockIdx.x / tiling.strips * block_runs + static_cast<unsigned>(warp);
     first_channel = static_cast<int>(blockIdx.x % tiling.strips) * strip_channels<T>;
     channel = first_channel + lane * V;
-    count = min(V, channels - channel);
+    count = ::min(V, channels - channel);
     active = run < tiling.runs && count > 0;
     batch = run / tiling.runs_per_sequence;
     first = Index{run % tiling.runs_per_sequence} * tiling.run_tokens;
-    tokens = static_cast<int>(min(Index{tiling.run_tokens}, length - first));
+    tokens = static_cast<int>(::min(Index{tiling.run_tokens}, length - first));
   }
 };
 
@@ -130,7 +130,7 @@ template <int Width, class T>
 __device__ void stage_weights(const DeviceInputs<T>& in, int first_channel, accumulate_t<T>* shared) {
   using A = accumulate_t<T>;
   constexpr int line = strip_channels<T>;
-  const int strip = min(line, in.channels - first_channel);
+  const int strip = ::min(line, in.channels - first_channel);
   for (int i = static_cast<int>(threadIdx.x); i < line * Width; i += block_threads)
     shared[i % Width * line + i / Width] =
         i / Width < strip ? in.weight[(first_channel + i / Width) * in.weight_channel + i % Width] : A(0);
