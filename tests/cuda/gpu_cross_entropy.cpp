@@ -37,7 +37,7 @@ struct Case {
   Index rows, vocab_size, columns;
 };
 /// Short rows, rows of a block, long ones; whole vectors and not; with and without padding.
-constexpr Case cases[] = {{0, 5, 5},         {1, 1, 1},         {37, 256, 256},   {70, 250, 256},
+constexpr Case cases[] = {{0, 5, 5},         {1, 2, 2},         {37, 256, 256},   {70, 250, 256},
                           {33, 67, 67},      {9, 1000, 1024},   {5, 4099, 4099},  {3, 8190, 8192},
                           {3, 50277, 50288}, {2, 50257, 50257}, {2, 70001, 70016}};
 

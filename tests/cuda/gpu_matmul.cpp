@@ -37,8 +37,8 @@ bool same_bits(const Tensor<T, Rank>& a, const Tensor<T, Rank>& b) {
 /// What a result of type C may differ by: its own rounding, and that of its sums.
 template <class C>
 constexpr double tolerance = std::is_same_v<C, double>  ? 1e-14
-                             : std::is_same_v<C, float> ? 1e-6
-                                                        : 1.8e-3;
+                             : std::is_same_v<C, float> ? 2e-6
+                                                        : 2.5e-3;
 
 /// An operand of type T as it lies on the GPU: dense, transposed, or with gaps in both directions.
 enum class Lies { rows, columns, wide_rows, odd_rows, gaps };
@@ -160,10 +160,13 @@ TEST_SUITE("on a GPU" * doctest::skip(cuda_runtime::device_count() == 0)) {
         const linear::Inputs<T, cuda> din{.x = x.view, .weight = w.view, .bias = dbias};
         const auto y = to<cpu>(linear::forward(din));
         CHECK(norm_error(y, want) < tolerance<T>);
-        CHECK(same_bits(y, to<cpu>(linear::forward(din))));
+        {
+          const cuda_runtime::WeightsAtRest at_rest;
+          CHECK(same_bits(y, to<cpu>(linear::forward(din))));
+        }
         Tensor<float, 2, cuda> wide({m, n});
         linear::forward(din, wide);
-        CHECK(norm_error(to<cpu>(wide), want) < 1e-6);
+        CHECK(norm_error(to<cpu>(wide), want) < 8e-6);
       }
   }
 

@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <algorithm>  // std::max
+#include <algorithm>  // std::min
 #include <limits>     // std::numeric_limits
 
 #include "diffmamba/device/cuda.cuh"
@@ -10,9 +10,9 @@
 #include "diffmamba/ops/cross_entropy/cross_entropy.hpp"
 
 /// A row of logits belongs to a group of threads: a warp if it is short, else a block. They read it once, keeping it in
-/// shared memory where it fits (else it comes from the L2 cache the second time), each with a running maximum m and the
-/// sum of exp(x - m); these are merged, and if a gradient is wanted the same threads write it from what they have kept.
-/// Losses of rows are added in double by one block, in an order that depends on their number alone.
+/// shared memory as far as it fits (the rest comes from the L2 cache the second time), each with a running maximum m
+/// and the sum of exp(x - m); these are merged, and if a gradient is wanted the same threads write it from what they
+/// have kept. Losses of rows are added in double by one block, in an order that depends on their number alone.
 namespace diffmamba::cross_entropy::detail {
 
 using diffmamba::detail::load_pack;
@@ -39,15 +39,19 @@ struct Numbers {
   }
 };
 
-/// e^x for results that are rounded to T.
+/// e^x for x <= 0 and results that are rounded to T: for the 16-bit types the GPU's approximate power of two, about
+/// 1e-7 relative per unit of x, and 0 below 2^-126.
 template <class T>
 __device__ inline accumulate_t<T> exp_for(accumulate_t<T> x) {
-  if constexpr (std::is_same_v<T, double>)
+  if constexpr (std::is_same_v<T, double>) {
     return exp(x);
-  else if constexpr (std::is_same_v<T, float>)
+  } else if constexpr (std::is_same_v<T, float>) {
     return expf(x);
-  else
-    return __expf(x);
+  } else {
+    float power;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x * 1.4426950408889634f));
+    return power;
+  }
 }
 
 /// The sum of exponentials of a part of a row: sum of exp(x - maximum).
@@ -56,11 +60,19 @@ struct Partial {
   using S = accumulate_t<T>;
   S maximum = lowest<S>, sum = 0;
 
+  // A NaN is not the larger one: it comes out by the sum.
+  __device__ static S larger(S a, S b) {
+    if constexpr (std::is_same_v<S, float>)
+      return fmaxf(a, b);
+    else
+      return fmax(a, b);
+  }
+
   template <int N>
   __device__ void add(const S (&x)[N]) {
     S largest = maximum;
 #pragma unroll
-    for (int i = 0; i < N; ++i) largest = x[i] > largest ? x[i] : largest;
+    for (int i = 0; i < N; ++i) largest = larger(largest, x[i]);
     if (largest > maximum) {
       sum *= exp_for<T>(maximum - largest);
       maximum = largest;
@@ -69,7 +81,7 @@ struct Partial {
     for (int i = 0; i < N; ++i) sum += exp_for<T>(x[i] - maximum);
   }
   __device__ void merge(S other_maximum, S other_sum) {
-    const S largest = other_maximum > maximum ? other_maximum : maximum;
+    const S largest = larger(maximum, other_maximum);
     sum = sum * exp_for<T>(maximum - largest) + other_sum * exp_for<T>(other_maximum - largest);
     maximum = largest;
   }
@@ -103,7 +115,7 @@ struct RowArguments {
   S* logsumexp;     // null: not wanted
   const S* factor;  // of the gradient, null: 1
   S scale;
-  bool cached;
+  int cached;  // elements of a row that stay in shared memory
 };
 
 // CUDA kernels
@@ -113,7 +125,7 @@ template <class T, int Group, int Vector, bool Gradient>
 __global__ __launch_bounds__(Group == 32 ? 256 : Group,
                              Group == 512 ? 2 : 1) void rows_kernel(const __grid_constant__ RowArguments<T> p) {
   using S = accumulate_t<T>;
-  constexpr int at_once = 4, stride = Group * Vector;
+  constexpr int at_once = Vector == 1 ? 16 : 4, stride = Group * Vector;
   extern __shared__ uint4 kept_rows[];
   const int thread = Group == 32 ? threadIdx.x % 32 : threadIdx.x;
   const Index row = Group == 32 ? Index{blockIdx.x} * (blockDim.x / 32) + threadIdx.x / 32 : Index{blockIdx.x};
@@ -132,7 +144,7 @@ __global__ __launch_bounds__(Group == 32 ? 256 : Group,
     return;
   }
   const T* from = p.logits + row * p.logits_row;
-  T* kept = reinterpret_cast<T*>(kept_rows) + (Group == 32 ? threadIdx.x / 32 * columns : 0);
+  T* kept = reinterpret_cast<T*>(kept_rows) + (Group == 32 ? threadIdx.x / 32 * p.cached : 0);
   const S score = static_cast<S>(from[label]);
   const bool smooth = p.smoothing != 0;
 
@@ -147,7 +159,7 @@ __global__ __launch_bounds__(Group == 32 ? 256 : Group,
     for (int q = 0; q < at_once; ++q) {
       const int v = first + q * stride;
       if (v >= size) break;
-      if (Gradient && p.cached) *reinterpret_cast<Pack<T, Vector>*>(kept + v) = packs[q];
+      if (Gradient && v < p.cached) *reinterpret_cast<Pack<T, Vector>*>(kept + v) = packs[q];
       S x[Vector];
       packs[q].widen(x);
       if (v + Vector > size)
@@ -198,12 +210,18 @@ __global__ __launch_bounds__(Group == 32 ? 256 : Group,
 #pragma unroll 2
     for (int v = thread * Vector; v < size; v += stride) {
       S x[Vector];
-      load_pack<Vector>((p.cached ? kept : from) + v).widen(x);
+      load_pack<Vector>((v < p.cached ? kept : from) + v).widen(x);
 #pragma unroll
-      for (int i = 0; i < Vector; ++i) {
-        x[i] = exp_for<T>(x[i] - part.maximum) * each - uniform;
-        if (v + i == label) x[i] -= at_label;
-        if (v + i >= size) x[i] = 0;
+      for (int i = 0; i < Vector; ++i) x[i] = exp_for<T>(x[i] - part.maximum) * each - uniform;
+      if (v <= label && label < v + Vector) {
+#pragma unroll
+        for (int i = 0; i < Vector; ++i)
+          if (v + i == label) x[i] -= at_label;
+      }
+      if (v + Vector > size) {
+#pragma unroll
+        for (int i = 0; i < Vector; ++i)
+          if (v + i >= size) x[i] = 0;
       }
       store_pack<Vector>(to + v, x);
     }
@@ -232,9 +250,22 @@ __global__ __launch_bounds__(1024) void reduce_kernel(const S* losses, Numbers l
                                                       bool mean, bool add, S* loss, S* weight) {
   double sum = 0;
   long long kept = 0;
-  for (Index i = threadIdx.x; i < rows; i += 1024) {
-    sum += static_cast<double>(losses[i]);
-    if (mean) kept += labels(i) != ignore_index;
+  constexpr int at_once = 8;
+  for (Index first = threadIdx.x; first < rows; first += at_once * 1024) {
+    S values[at_once] = {};
+    Index numbers[at_once];
+#pragma unroll
+    for (int q = 0; q < at_once; ++q) {
+      const Index i = first + q * 1024;
+      numbers[q] = ignore_index;
+      if (i < rows) values[q] = losses[i];
+      if (i < rows && mean) numbers[q] = labels(i);
+    }
+#pragma unroll
+    for (int q = 0; q < at_once; ++q) {
+      sum += static_cast<double>(values[q]);
+      kept += numbers[q] != ignore_index;
+    }
   }
   sum = block_sum(sum);
   if (mean) kept = block_sum(kept);
@@ -261,15 +292,15 @@ __global__ __launch_bounds__(1024) void kept_scale_kernel(Numbers labels, Index 
 template <class T, int Group, int Vector, bool Gradient>
 void launch_rows(RowArguments<T> p, cudaStream_t stream) {
   constexpr int rows_per_block = Group == 32 ? 8 : 1;
-  constexpr std::size_t most_shared = std::size_t{112} << 10;  // two blocks at a time on a multiprocessor
-  const std::size_t bytes = Gradient ? static_cast<std::size_t>(p.columns) * sizeof(T) * rows_per_block : 0;
-  p.cached = Gradient && bytes <= most_shared;
-  const std::size_t shared = p.cached ? bytes : 0;
+  constexpr Index most =
+      (Index{112} << 10) / static_cast<Index>(sizeof(T));  // two blocks at a time on a multiprocessor
+  p.cached = Gradient ? static_cast<int>(std::min(p.columns, most / rows_per_block) / Vector * Vector) : 0;
+  const std::size_t shared = static_cast<std::size_t>(p.cached) * sizeof(T) * rows_per_block;
   const auto kernel = rows_kernel<T, Group, Vector, Gradient>;
   if (shared > std::size_t{32} << 10)
-    cuda_runtime::check(
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(most_shared)),
-        "cudaFuncSetAttribute");
+    cuda_runtime::check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                             static_cast<int>(most * static_cast<Index>(sizeof(T)))),
+                        "cudaFuncSetAttribute");
   const Index blocks = (p.rows + rows_per_block - 1) / rows_per_block;
   kernel<<<static_cast<unsigned>(blocks), rows_per_block * Group, shared, stream>>>(p);
   cuda_runtime::check_launch("rows_kernel");
@@ -317,7 +348,7 @@ RowArguments<T> row_arguments(const Inputs<T, Label, cuda>& in, const Options& o
           nullptr,
           nullptr,
           1,
-          false};
+          0};
 }
 
 template <class T, class Label>

@@ -106,20 +106,44 @@ __global__ __launch_bounds__(128) void runs_kernel(const std::uint32_t* keys, co
   }
 }
 
-/// A block: the run, if any, that begins in a chunk and goes on, 128 columns.
+inline constexpr int long_run_columns = 32, long_run_lines = 8;
+
+/// A block: the run, if any, that begins in a chunk and goes on, 32 columns. Line l of the block adds the parts l, l +
+/// 8,
+/// ... of the run, then the lines are added in their order.
 template <class S>
-__global__ __launch_bounds__(128) void long_runs_kernel(const std::uint32_t* keys, Index count, Index vocab_size,
-                                                        Index d_model, Index column_tiles, S* dweight,
-                                                        Index dweight_row, Parts<S> parts) {
+__global__ __launch_bounds__(long_run_columns* long_run_lines) void long_runs_kernel(const std::uint32_t* keys,
+                                                                                     Index count, Index vocab_size,
+                                                                                     Index d_model, Index column_tiles,
+                                                                                     S* dweight, Index dweight_row,
+                                                                                     Parts<S> parts) {
+  __shared__ S sums[long_run_lines][long_run_columns];
   const Index which = blockIdx.x / column_tiles, first = which * chunk, next = first + chunk;
   if (next >= count) return;
   const std::uint32_t token = keys[next - 1];
   if (keys[next] != token || token >= vocab_size) return;                     // ends with the chunk
   if (first > 0 && keys[first] == token && keys[first - 1] == token) return;  // began further left
-  const Index column = blockIdx.x % column_tiles * 128 + threadIdx.x;
-  if (column >= d_model) return;
-  S sum = parts.tail[which * d_model + column];
-  for (Index c = which + 1; c * chunk < count && keys[c * chunk] == token; ++c) sum += parts.head[c * d_model + column];
+  // The last chunk that begins with the token; the keys are sorted.
+  Index last = which + 1, beyond = (count + chunk - 1) / chunk;
+  while (beyond - last > 1) {
+    const Index middle = (last + beyond) / 2;
+    (keys[middle * chunk] == token ? last : beyond) = middle;
+  }
+  const int line = threadIdx.x / long_run_columns, place = threadIdx.x % long_run_columns;
+  const Index column = blockIdx.x % column_tiles * long_run_columns + place;
+  const bool inside = column < d_model;
+  S sum = 0;
+  if (inside) {
+    const S* head = parts.head + column;
+#pragma unroll 8
+    for (Index c = which + 1 + line; c <= last; c += long_run_lines) sum += head[c * d_model];
+  }
+  sums[line][place] = sum;
+  __syncthreads();
+  if (line > 0 || !inside) return;
+  sum = parts.tail[which * d_model + column];
+#pragma unroll
+  for (int i = 0; i < long_run_lines; ++i) sum += sums[i][place];
   dweight[token * dweight_row + column] += sum;
 }
 
@@ -169,15 +193,16 @@ void backward(const Tokens& tokens, Index count, const View<const G, 3, cuda>& d
   constexpr int vector = 16 / sizeof(S);  // of the sums
   const bool vectors = diffmamba::detail::takes_packs<vector>(dout) && diffmamba::detail::takes_packs<vector>(dweight);
   const Index wide = 128 * (vectors ? vector : 1), tiles = (d_model + wide - 1) / wide;
-  require(chunks * ((d_model + 127) / 128) < Index{1} << 31, "embedding: too many tokens for one launch");
+  require(chunks * ((d_model + 31) / 32) < Index{1} << 31, "embedding: too many tokens for one launch");
   (vectors ? runs_kernel<G, vector>
            : runs_kernel<G, 1>)<<<static_cast<unsigned>(chunks * tiles), 128, 0, stream.handle>>>(
       sorted, order, count, vocab_size, dout.data(), tokens.length, dout.stride(0), dout.stride(1), d_model, tiles,
       dweight.data(), dweight.stride(0), parts);
   cuda_runtime::check_launch("runs_kernel");
-  const Index narrow_tiles = (d_model + 127) / 128;
-  long_runs_kernel<<<static_cast<unsigned>(chunks * narrow_tiles), 128, 0, stream.handle>>>(
-      sorted, count, vocab_size, d_model, narrow_tiles, dweight.data(), dweight.stride(0), parts);
+  const Index narrow_tiles = (d_model + long_run_columns - 1) / long_run_columns;
+  long_runs_kernel<<<static_cast<unsigned>(chunks * narrow_tiles), long_run_columns * long_run_lines, 0,
+                     stream.handle>>>(sorted, count, vocab_size, d_model, narrow_tiles, dweight.data(),
+                                      dweight.stride(0), parts);
   cuda_runtime::check_launch("long_runs_kernel");
 }
 

@@ -4,7 +4,7 @@
 
 #include <limits>  // std::numeric_limits
 
-#include "diffmamba/device/cuda.cuh"
+#include "diffmamba/device/overlap.cuh"
 #include "diffmamba/device/pack.cuh"
 #include "diffmamba/ops/embedding/embedding.hpp"
 
@@ -41,6 +41,8 @@ __global__ __launch_bounds__(256) void gather_kernel(Tokens tokens, Index count,
   using diffmamba::detail::load_pack;
   using diffmamba::detail::Pack;
   constexpr int at_once = 4;
+  cuda_runtime::let_next_kernel_begin();
+  cuda_runtime::wait_for_earlier_kernels();
   const int lane = threadIdx.x % 32;
   const Index i = Index{blockIdx.x} * 8 + threadIdx.x / 32;
   if (i >= count) return;
@@ -80,11 +82,10 @@ void forward(const Inputs<T, Token, cuda>& in, const std::type_identity_t<View<T
   constexpr int vector = diffmamba::detail::pack_size<T>;
   const bool vectors = diffmamba::detail::takes_packs<vector>(View<const T, 2, cuda>(in.weight)) &&
                        diffmamba::detail::takes_packs<vector>(out);
-  (vectors ? detail::gather_kernel<T, vector>
-           : detail::gather_kernel<T, 1>)<<<static_cast<unsigned>(blocks), 256, 0, stream.handle>>>(
-      detail::Tokens(in.tokens), count, in.weight.data(), in.weight.stride(0), in.weight.extent(0), d_model, out.data(),
-      out.stride(0), out.stride(1));
-  cuda_runtime::check_launch("gather_kernel");
+  cuda_runtime::launch_overlapped(
+      "gather_kernel", vectors ? detail::gather_kernel<T, vector> : detail::gather_kernel<T, 1>,
+      dim3(static_cast<unsigned>(blocks)), dim3(256), 0, stream.handle, detail::Tokens(in.tokens), count,
+      in.weight.data(), in.weight.stride(0), in.weight.extent(0), d_model, out.data(), out.stride(0), out.stride(1));
 }
 
 }  // namespace diffmamba::embedding

@@ -2,20 +2,24 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include "diffmamba/device/hopper.cuh"
 #include "diffmamba/device/mma.cuh"
 #include "diffmamba/device/overlap.cuh"
 #include "diffmamba/ops/matmul/matmul.hpp"
 
 /// Few rows against a weight, y = alpha x w^T + beta y + bias with x (m, k), w (n, k), both with contiguous rows:
-/// decoding. All that counts is that w is read once and that enough of it is under way at any time. A block takes a few
-/// rows of w and cuts k among its warps; every lane has all its loads of a turn (four of 16 bytes per row of w) in
-/// flight before it uses the first; the warps' sums are added in their order. While the kernel before still computes x,
-/// the block's part of w already moves into L2.
+/// decoding. All that counts is that w is read once, that all of it is under way as early as can be, and that kernels
+/// that follow one another leave no gap.
 ///
-/// 16-bit operands are multiplied by the tensor cores, not for speed, of which there is plenty, but since they need no
-/// conversions and share a weight among the rows of x: x is the 16 x 16 operand, of which m rows are used, w the 16 x 8
-/// one. The elements of a block of 32 along k are dealt to the fragments so that each lane's four are the 16 bytes it
-/// loads; as x and w are dealt alike, the product is the same. Float operands are multiplied and added one by one.
+/// 16-bit operands: a small block takes 8 or 16 rows of w. The copy engine brings them into shared memory, which costs
+/// no registers, so that the blocks of a whole weight, and those of the next, are on the GPU at once. They are
+/// multiplied by the tensor cores, not for speed, of which there is plenty, but since these need no conversions and
+/// share a weight among the rows of x: x is the 16 x 16 operand, of which m <= 8 rows are used, w the 16 x 8 one. The
+/// elements of a block of 32 along k are dealt to the fragments so that each lane's are the 16 bytes it loads; as x and
+/// w are dealt alike, the product is the same. Warps share k; their sums are added in their order.
+///
+/// While the kernel before still computes x, the rows of w already move towards L2, or, under WeightsAtRest, into
+/// shared memory. Float operands go through registers and are multiplied and added one by one.
 namespace diffmamba::detail {
 
 struct FewRows {
@@ -27,6 +31,7 @@ struct FewRows {
   Index n;
   int m, k;
   float alpha, beta;
+  bool at_rest;  // nobody writes w any more
 };
 
 /// 16 bytes of a weight, which nobody reads twice.
@@ -38,11 +43,22 @@ __device__ inline uint4 load_once(const void* address) {
   return value;
 }
 
+/// Brings `bytes`, a multiple of 16, into shared memory; the barrier counts them.
+__device__ inline void copy_bulk(void* shared, const void* global, int bytes, std::uint64_t* barrier) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                   hopper::shared_address(shared)),
+               "l"(__cvta_generic_to_global(global)), "r"(bytes), "r"(hopper::shared_address(barrier))
+               : "memory");
+#endif
+}
+
 /// The block's rows of w, [first, last), on their way into L2: a warp asks, a row per lane.
 template <class T>
 __device__ inline void prefetch_weight(const FewRows& p, Index first, Index last) {
   const Index row = first + threadIdx.x;
-  if (row < last) cuda_runtime::prefetch_to_l2(static_cast<const T*>(p.w) + row * p.w_row, p.k * sizeof(T));
+  if (row < last)
+    cuda_runtime::prefetch_to_l2(static_cast<const T*>(p.w) + row * p.w_row, p.k * static_cast<int>(sizeof(T)));
 }
 
 /// Element (i, j) of the result from its sum.
@@ -55,80 +71,103 @@ __device__ inline void store_few_rows(const FewRows& p, int i, Index j, float su
   target = static_cast<C>(value);
 }
 
-/// Elements of k that a warp takes in a turn.
-inline constexpr int few_rows_turn = 128;
-inline constexpr int few_rows_most_warps = 16;
+/// Float: elements of k that a warp takes in a turn.
+inline constexpr int few_rows_turn = 128, few_rows_most_warps = 16;
 
 // CUDA kernels
 
-/// T: bfloat16 or half. `Groups` times 8 rows of w per block; up to 8 rows of x, or with `Halves` = 2 up to 16.
-template <class T, class C, int Groups, int Halves>
-__global__ __launch_bounds__(32 * few_rows_most_warps) void few_rows_kernel(const __grid_constant__ FewRows p) {
-  constexpr int columns = 8 * Groups, rows = 8 * Halves, steps = few_rows_turn / 32;
-  __shared__ float sums[few_rows_most_warps][columns * rows];
-  const int warps = blockDim.x / 32, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int group = lane / 4, quad = lane % 4;
-  const Index first = Index{blockIdx.x} * columns;
-  cuda_runtime::let_next_kernel_begin();
-  prefetch_weight<T>(p, first, first + columns < p.n ? first + columns : p.n);
-  cuda_runtime::wait_for_earlier_kernels();
+inline constexpr int few_rows_threads = 256;  // at most
 
-  const T* w = static_cast<const T*>(p.w) + quad * 8;
-  const T* x = static_cast<const T*>(p.x) + quad * 8;
-  const auto load_w = [&](uint4(&fragment)[Groups][steps], int begin) {
+/// Elements from one row of w to the next in shared memory: neighbours lie in different banks.
+__host__ __device__ constexpr int few_rows_pitch(int k) {
+  return k + 32;
+}
+
+/// T: bfloat16 or half. `Groups` times 8 rows of w per block.
+template <class T, class C, int Groups>
+__global__ __launch_bounds__(few_rows_threads, 3) void few_rows_kernel(const __grid_constant__ FewRows p) {
+  constexpr int columns = 8 * Groups, rows = 8, at_once = 8;
+  extern __shared__ __align__(128) unsigned char few_rows_memory[];
+  [[maybe_unused]] __shared__ std::uint64_t arrived;
+  __shared__ float sums[few_rows_threads / 32][columns * rows];
+  T* tile = reinterpret_cast<T*>(few_rows_memory);
+  const int threads = blockDim.x, warps = threads / 32, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int group = lane / 4, quad = lane % 4, pitch = few_rows_pitch(p.k);
+  const Index first = Index{blockIdx.x} * columns;
+  const int count = static_cast<int>(p.n - first < columns ? p.n - first : columns);
+  const T* w = static_cast<const T*>(p.w) + first * p.w_row;
+#if __CUDA_ARCH__ >= 900
+  const int bytes = p.k * static_cast<int>(sizeof(T));
+  const auto copy_row = [&] { copy_bulk(tile + lane * pitch, w + lane * p.w_row, bytes, &arrived); };
+  if (warp == 0) {
+    if (lane == 0) {
+      hopper::initialise(&arrived, 1);
+      hopper::publish_barriers();
+      hopper::arrive_expecting(&arrived, count * bytes);
+    }
+    __syncwarp();
+    if (lane < count) p.at_rest ? copy_row() : cuda_runtime::prefetch_to_l2(w + lane * p.w_row, bytes);
+  }
+  __syncthreads();
+  // Not before: the next kernel's weight comes after this one's.
+  cuda_runtime::let_next_kernel_begin();
+  cuda_runtime::wait_for_earlier_kernels();
+  if (!p.at_rest && warp == 0 && lane < count) copy_row();
+#else
+  constexpr int vector = 16 / sizeof(T);
+  for (int row = 0; row < count; ++row)
+    for (int place = threadIdx.x * vector; place < p.k; place += threads * vector)
+      mma::copy_async(tile + row * pitch + place, w + row * p.w_row + place, true);
+  mma::commit_copies();
+#endif
+
+  // Blocks of 32 along k: warp w takes blocks w, w + warps, ..., eight of them at once.
+  const T* x = static_cast<const T*>(p.x) + group * p.x_row;
+  uint4 a[at_once];
+  const auto load_x = [&](int begin) {
 #pragma unroll
-    for (int i = 0; i < Groups; ++i) {
-      const Index row = first + i * 8 + group;
-#pragma unroll
-      for (int s = 0; s < steps; ++s) {
-        const int place = begin + s * 32;
-        fragment[i][s] = row < p.n && place + quad * 8 < p.k ? load_once(w + row * p.w_row + place) : uint4{};
-      }
+    for (int s = 0; s < at_once; ++s) {
+      const int place = begin + s * threads;
+      a[s] = group < p.m && place < p.k ? *reinterpret_cast<const uint4*>(x + place) : uint4{};
     }
   };
-  float c[Groups][4] = {};
-  uint4 now[Groups][steps];
-  if (warp * few_rows_turn < p.k) load_w(now, warp * few_rows_turn);
-  for (int begin = warp * few_rows_turn; begin < p.k; begin += warps * few_rows_turn) {
-    uint4 a[Halves][steps];
+  int begin = warp * 32 + quad * 8;
+  load_x(begin);
+#if __CUDA_ARCH__ >= 900
+  hopper::wait(&arrived, 0);
+#else
+  mma::wait_for_copies<0>();
+  __syncthreads();
+#endif
+  // Rows of w from count on are whatever lies there: they make elements that nobody stores.
+  float c[2][Groups][4] = {};
+  while (true) {
 #pragma unroll
-    for (int h = 0; h < Halves; ++h)
-#pragma unroll
-      for (int s = 0; s < steps; ++s) {
-        const int row = group + h * 8, place = begin + s * 32;
-        a[h][s] =
-            row < p.m && place + quad * 8 < p.k ? *reinterpret_cast<const uint4*>(x + row * p.x_row + place) : uint4{};
-      }
-    uint4 next[Groups][steps];
-    const int following = begin + warps * few_rows_turn;
-    if (following < p.k) load_w(next, following);
-#pragma unroll
-    for (int s = 0; s < steps; ++s) {
-      const uint4 low = a[0][s], high = Halves == 2 ? a[Halves - 1][s] : uint4{};
+    for (int s = 0; s < at_once; ++s) {
+      const int place = begin + s * threads;
 #pragma unroll
       for (int i = 0; i < Groups; ++i) {
-        mma::multiply_add<T>(c[i], {low.x, high.x, low.y, high.y}, now[i][s].x, now[i][s].y);
-        mma::multiply_add<T>(c[i], {low.z, high.z, low.w, high.w}, now[i][s].z, now[i][s].w);
+        const uint4 b = place < p.k ? *reinterpret_cast<const uint4*>(tile + (i * 8 + group) * pitch + place) : uint4{};
+        mma::multiply_add<T>(c[0][i], {a[s].x, 0u, a[s].y, 0u}, b.x, b.y);
+        mma::multiply_add<T>(c[1][i], {a[s].z, 0u, a[s].w, 0u}, b.z, b.w);
       }
     }
-#pragma unroll
-    for (int i = 0; i < Groups; ++i)
-#pragma unroll
-      for (int s = 0; s < steps; ++s) now[i][s] = next[i][s];
+    begin += at_once * threads;
+    if (begin - quad * 8 >= p.k) break;
+    load_x(begin);
   }
 #pragma unroll
   for (int i = 0; i < Groups; ++i)
 #pragma unroll
-    for (int e = 0; e < 2 * Halves; ++e)  // row group (+ 8), column 2 quad (+ 1)
-      sums[warp][(i * 8 + quad * 2 + e % 2) * rows + group + e / 2 * 8] = c[i][e];
+    for (int e = 0; e < 2; ++e)  // row `group` of x, rows 2 quad and 2 quad + 1 of w
+      sums[warp][(i * 8 + quad * 2 + e) * rows + group] = c[0][i][e] + c[1][i][e];
   __syncthreads();
-  for (int element = threadIdx.x; element < columns * rows; element += blockDim.x) {
-    const int i = element % rows;
-    const Index j = first + element / rows;
-    if (i >= p.m || j >= p.n) continue;
+  for (int element = threadIdx.x; element < columns * rows; element += threads) {
+    const int i = element % rows, j = element / rows;
+    if (i >= p.m || j >= count) continue;
     float sum = 0;
     for (int from = 0; from < warps; ++from) sum += sums[from][element];
-    store_few_rows<C>(p, i, j, sum);
+    store_few_rows<C>(p, i, first + j, sum);
   }
 }
 
@@ -191,31 +230,42 @@ __global__ __launch_bounds__(32 * few_rows_most_warps) void few_rows_float_kerne
 // Launchers
 
 /// Warps of a block: as many as there are turns along k, or such that each has the same number of them.
-inline int few_rows_warps(int k) {
+inline int few_rows_float_warps(int k) {
   const int turns = (k + few_rows_turn - 1) / few_rows_turn;
   const int each = (turns + few_rows_most_warps - 1) / few_rows_most_warps;
   return (turns + each - 1) / each;
 }
 
-template <class T, class C, int Groups, int Halves>
+/// Shared memory of a block for so many rows of w.
+inline std::size_t few_rows_bytes(int rows, Index k) {
+  return static_cast<std::size_t>(rows) * static_cast<std::size_t>(few_rows_pitch(static_cast<int>(k))) * 2;
+}
+inline constexpr std::size_t few_rows_most_bytes = std::size_t{216} << 10;
+
+template <class T, class C, int Groups>
 void launch_few_rows(const FewRows& p, cudaStream_t stream) {
   const Index blocks = (p.n + 8 * Groups - 1) / (8 * Groups);
-  cuda_runtime::launch_overlapped("few_rows_kernel", few_rows_kernel<T, C, Groups, Halves>,
-                                  dim3(static_cast<unsigned>(blocks)), dim3(32 * few_rows_warps(p.k)), 0, stream, p);
+  const int threads = p.k < 2048 ? 128 : 256;
+  const auto kernel = few_rows_kernel<T, C, Groups>;
+  cuda_runtime::check(
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(few_rows_most_bytes)),
+      "cudaFuncSetAttribute");
+  cuda_runtime::launch_overlapped("few_rows_kernel", kernel, dim3(static_cast<unsigned>(blocks)), dim3(threads),
+                                  few_rows_bytes(8 * Groups, p.k), stream, p);
 }
 template <class T, class C>
 void launch_few_rows(const FewRows& p, cudaStream_t stream) {
-  const bool many = p.n >= 16 * 200;  // enough for every multiprocessor, with 16 rows of w at a time
-  if (p.m <= 8)
-    many ? launch_few_rows<T, C, 2, 1>(p, stream) : launch_few_rows<T, C, 1, 1>(p, stream);
+  // With 16 rows of w in a block x is read half as often; but all multiprocessors should have several blocks.
+  if (p.n >= 16 * 528 && few_rows_bytes(16, p.k) <= std::size_t{48} << 10)
+    launch_few_rows<T, C, 2>(p, stream);
   else
-    many ? launch_few_rows<T, C, 2, 2>(p, stream) : launch_few_rows<T, C, 1, 2>(p, stream);
+    launch_few_rows<T, C, 1>(p, stream);
 }
 template <int Rows>
 void launch_few_rows_float(const FewRows& p, cudaStream_t stream) {
   cuda_runtime::launch_overlapped("few_rows_float_kernel", few_rows_float_kernel<Rows>,
-                                  dim3(static_cast<unsigned>((p.n + 3) / 4)), dim3(32 * few_rows_warps(p.k)), 0, stream,
-                                  p);
+                                  dim3(static_cast<unsigned>((p.n + 3) / 4)), dim3(32 * few_rows_float_warps(p.k)), 0,
+                                  stream, p);
 }
 
 /// Whether a product is one of few rows, and then does it.
@@ -223,7 +273,7 @@ inline bool multiply_few_rows_on_gpu(const GpuMatrix& a, const GpuMatrix& b, con
                                      const MatmulOptions& options, const void* bias, Index bias_stride,
                                      cudaStream_t stream) {
   const bool wide = a.type == Dtype::float32;
-  const Index most = wide ? 8 : 16, size = wide ? 4 : 2;
+  const Index most = 8, size = wide ? 4 : 2;
   if (batch != 1 || a.rows > most || a.type != b.type ||
       !(wide || a.type == Dtype::bfloat16 || a.type == Dtype::float16))
     return false;
@@ -233,6 +283,7 @@ inline bool multiply_few_rows_on_gpu(const GpuMatrix& a, const GpuMatrix& b, con
   const auto whole = [&](const void* data, Index step) {
     return reinterpret_cast<std::uintptr_t>(data) % 16 == 0 && step * size % 16 == 0;
   };
+  if (!wide && few_rows_bytes(8, a.columns) > few_rows_most_bytes) return false;
   if (a.columns * size % 16 != 0 || !whole(a.data, a.rows > 1 ? a.row : 0) ||
       !whole(b.data, b.columns > 1 ? b.column : 0))
     return false;
@@ -249,7 +300,8 @@ inline bool multiply_few_rows_on_gpu(const GpuMatrix& a, const GpuMatrix& b, con
                   static_cast<int>(a.rows),
                   static_cast<int>(a.columns),
                   static_cast<float>(options.alpha),
-                  static_cast<float>(options.beta)};
+                  static_cast<float>(options.beta),
+                  cuda_runtime::weights_at_rest_of_thread()};
   if (wide) {
     if (p.m == 1)
       launch_few_rows_float<1>(p, stream);

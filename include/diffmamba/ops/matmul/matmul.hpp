@@ -52,6 +52,28 @@ inline FloatProduct& float_product_of_thread() {
   return mode;
 }
 
+namespace cuda_runtime {
+
+inline bool& weights_at_rest_of_thread() {
+  thread_local bool at_rest = false;
+  return at_rest;
+}
+/// A promise of the calling thread, until the scope ends: nothing that runs or waits on the stream writes a matrix that
+/// is the second operand of a product, or the weight of a linear layer, under this scope. Then the product of a few
+/// rows (decoding) reads its weight while the kernel before it still runs.
+class WeightsAtRest {
+ public:
+  WeightsAtRest() : before_(weights_at_rest_of_thread()) { weights_at_rest_of_thread() = true; }
+  ~WeightsAtRest() { weights_at_rest_of_thread() = before_; }
+  WeightsAtRest(const WeightsAtRest&) = delete;
+  WeightsAtRest& operator=(const WeightsAtRest&) = delete;
+
+ private:
+  bool before_;
+};
+
+}  // namespace cuda_runtime
+
 /// What was chosen for a product on a GPU, for whoever wants to know where the time goes.
 struct MatmulPlan {
   Index m, n, k, batch;
