@@ -178,7 +178,8 @@ TEST_SUITE("on a GPU" * doctest::skip(cuda_runtime::device_count() == 0)) {
       const Operand<T> x(rows, in, 1, Lies::wide_rows), w(out, in, 2, Lies::rows), dy(rows, out, 3, Lies::rows);
       const auto bias = test::random_tensor<S>(Extents<1>{out}, 4);
       const auto x64 = to_tensor<double>(x.host.view()), w64 = to_tensor<double>(w.host.view()),
-                 dy64 = to_tensor<double>(dy.host.view()), bias64 = to_tensor<double>(bias.view());
+                 dy64 = to_tensor<double>(dy.host.view());
+      const auto bias64 = to_tensor<double>(bias.view());
       const linear::Inputs<double> in64{.x = x64, .weight = w64, .bias = bias64};
       const auto want = linear::forward(in64);
       auto dwant = linear::backward(in64, dy64);
