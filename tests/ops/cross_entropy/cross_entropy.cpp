@@ -181,6 +181,34 @@ TEST_CASE_TEMPLATE("cross_entropy: the same bits on one and two threads", T, flo
   CHECK(std::memcmp(d1.data(), d2.data(), static_cast<std::size_t>(d1.size()) * sizeof(T)) == 0);
 }
 
+TEST_CASE("cross_entropy: slices of rows with a factor for all of them make the mean and its gradient") {
+  auto want = random_tensor<double, 2>({70, 33}, 1);
+  auto logits = want;
+  auto labels = some_labels(70, 33);
+  labels(3) = -100;
+  const auto mean = cross_entropy::forward_backward(cross_entropy::Inputs<double>{.logits = want, .labels = labels}, {},
+                                                    want.view(), 0.5);
+  const Options options{.reduction = Reduction::sum};
+  Tensor<double, 1> factors({2}), loss({1}), loss_only({1});
+  cross_entropy::kept_scale(std::as_const(labels).view(), options, 0.5, factors.view());
+  Workspace<cpu> workspace(cross_entropy::workspace_bytes<double>(70));
+  for (const Index begin : {0, 40}) {
+    const Index end = begin == 0 ? 40 : 70;
+    const auto some = logits.slice<0>(begin, end);
+    const cross_entropy::Inputs<double> in{.logits = some, .labels = labels.slice<0>(begin, end)};
+    const auto mode = begin == 0 ? GradientMode::assign : GradientMode::add;
+    cross_entropy::forward(in, options, loss_only.view(), mode, workspace);
+    cross_entropy::forward_backward(in, options, some, factors.view(), loss.view(), mode, workspace);
+  }
+  CHECK(relative_error(logits, want) < 1e-14);
+  CHECK(loss(0) * factors(1) == doctest::Approx(mean(0)).epsilon(1e-13));
+  CHECK(loss_only(0) == loss(0));
+  for (std::int32_t& label : labels) label = -100;
+  cross_entropy::kept_scale(std::as_const(labels).view(), options, 0.5, factors.view());
+  CHECK(factors(0) == 0.0);
+  CHECK(std::isnan(factors(1)));
+}
+
 TEST_CASE("cross_entropy: labels shifted by one position") {
   Tensor<std::int32_t, 2> tokens({2, 4});
   for (Index i = 0; i < 8; ++i) tokens.data()[i] = static_cast<std::int32_t>(i);

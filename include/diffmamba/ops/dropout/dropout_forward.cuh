@@ -15,8 +15,7 @@ namespace detail {
 
 // CUDA kernels
 
-/// Dense: packs of Vector elements, a multiple of 4 or 2 of them; the elements behind the last whole pack are the last
-/// block's.
+/// Dense: packs of 2, 4 or 8 elements; what is left behind the last whole pack is the first block's.
 template <class T, int Vector>
 __global__ __launch_bounds__(256) void dense_kernel(const T* x, T* out, Index size, StepRandom generator,
                                                     std::uint64_t least, accumulate_t<T> factor) {

@@ -8,7 +8,8 @@
 #include <map>        // std::map
 #include <memory>     // std::unique_ptr
 #include <mutex>      // std::mutex
-#include <stdexcept>  // std::exception
+#include <tuple>      // std::tie
+#include <utility>    // std::pair
 #include <vector>     // std::vector
 
 #include "diffmamba/device/cuda.cuh"
