@@ -44,10 +44,13 @@ inline std::string same_name(std::string_view name) {
 
 template <class ModuleType>
 void load_parameters(Case& golden, ModuleType& module, Rename official = same_name) {
-  using T = typename ModuleType::value_type;
   module.visit([&](std::string_view name, auto& parameter) {
-    constexpr int rank = std::remove_cvref_t<decltype(parameter)>::rank;
-    parameter.copy_from(golden.tensor<T, rank>("param." + official(name)));
+    using Given = std::remove_cvref_t<decltype(parameter)>;
+    const std::string key = "param." + official(name);
+    if (parameter.memory().shadow_dtype())  // operators read it rounded
+      parameter.copy_from(golden.tensor<bfloat16, Given::rank>(key));
+    else
+      parameter.copy_from(golden.tensor<typename Given::value_type, Given::rank>(key));
   });
 }
 
@@ -67,12 +70,13 @@ void check_gradients(Case& golden, const ModuleType& module, Rename official = s
 template <class M>
 void run_mixer(Case& golden, M& mixer) {
   using T = typename M::value_type;
+  using D = typename M::device_type;
   load_parameters(golden, mixer);
-  const auto x = golden.tensor<T, 3>("in.x");
+  const auto x = golden.tensor<T, 3, D>("in.x");
   typename M::Saved saved;
   golden.check("out.out", mixer.forward(x, saved));
   if (!golden.has("gout.out")) return;
-  const auto dout = golden.tensor<T, 3>("gout.out");
+  const auto dout = golden.tensor<T, 3, D>("gout.out");
   golden.gradient("in.x", mixer.backward(dout.view(), saved));
   check_gradients(golden, mixer);
 }
@@ -81,8 +85,9 @@ void run_mixer(Case& golden, M& mixer) {
 template <class M>
 void run_decoding(Case& golden, M& mixer) {
   using T = typename M::value_type;
+  using D = typename M::device_type;
   load_parameters(golden, mixer);
-  const auto x = golden.tensor<T, 3>("in.x");
+  const auto x = golden.tensor<T, 3, D>("in.x");
   const Index batch = x.extent(0), prompt = golden.integer("prefill_len", 0), steps = golden.integer("steps", 0);
   require(prompt + steps == x.extent(1), "in.x has ", x.extent(1), " tokens, the attributes say ", prompt, " + ",
           steps);
@@ -94,18 +99,18 @@ void run_decoding(Case& golden, M& mixer) {
   golden.check("out.prefill_ssm_state", state.ssm_state);
 
   // Whole histories, (steps, ...state).
-  const auto history = [&]<int rank>(const Tensor<T, rank>& one) {
+  const auto history = [&]<class E, int rank>(const Tensor<E, rank, D>& one) {
     Extents<rank + 1> extents;
     extents[0] = steps;
     for (int axis = 0; axis < rank; ++axis) extents[axis + 1] = one.extent(axis);
-    return Tensor<T, rank + 1>(extents);
+    return Tensor<E, rank + 1>(extents);
   };
   auto outs = Tensor<T, 3>({batch, steps, x.extent(2)});
   auto conv_states = history(state.conv_state);
   auto ssm_states = history(state.ssm_state);
   for (Index t = 0; t < steps; ++t) {
-    const auto token = to_tensor(x.template select<1>(prompt + t));
-    copy(step(mixer, View<const T, 2>(token.view()), state), outs.template select<1>(t));
+    const auto token = dense(x.template select<1>(prompt + t));
+    copy(step(mixer, View<const T, 2, D>(token.view()), state), outs.template select<1>(t));
     copy(state.conv_state, conv_states.template select<0>(t));
     copy(state.ssm_state, ssm_states.template select<0>(t));
   }

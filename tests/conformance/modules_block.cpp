@@ -13,6 +13,8 @@ namespace {
 template <class M>
 void run_block(Case& golden) {
   using T = typename M::value_type;
+  using R = accumulate_t<T>;
+  using D = typename M::device_type;
   const std::string norm = golden.text("norm", "rms_norm");
   golden.integer("mlp_multiple_of", 0);  // there is no MLP
   require(golden.integer("d_intermediate", 0) == 0, "attribute d_intermediate: the gated MLP is not in this version");
@@ -22,30 +24,30 @@ void run_block(Case& golden) {
                  {.norm = parse_enum<NormKind>(norm), .eps = golden.number("eps", 1e-5)});
   load_parameters(golden, block);
 
-  const auto hidden = golden.tensor<T, 3>("in.hidden_states");
-  const auto residual = golden.optional<T, 3>("in.residual");
+  const auto hidden = golden.tensor<T, 3, D>("in.hidden_states");
+  const auto residual = golden.optional<R, 3, D>("in.residual");
   golden.expect("residual", static_cast<bool>(residual));
   typename Block<M>::Saved saved;
   golden.check("out.hidden_states", block.forward(hidden.view(), residual.view(), saved));
   golden.check("out.residual", saved.residual());
 
   if (!golden.has("gout.hidden_states") && !golden.has("gout.residual")) return;
-  const auto gradient_of = [&](const char* name) {
-    return golden.has(name) ? golden.tensor<T, 3>(name) : Tensor<T, 3>(hidden.extents());
+  const auto gradient_of = [&]<class E>(E, const char* name) {
+    return golden.has(name) ? golden.tensor<E, 3, D>(name) : Tensor<E, 3, D>(hidden.extents());
   };
-  const auto dhidden = gradient_of("gout.hidden_states");
-  auto dresidual = gradient_of("gout.residual");
+  const auto dhidden = gradient_of(T{}, "gout.hidden_states");
+  auto dresidual = gradient_of(R{}, "gout.residual");
   block.backward(dhidden.view(), dresidual.view(), saved);
   golden.gradient("in.hidden_states", dresidual);
   golden.gradient("in.residual", dresidual);
   check_gradients(golden, block);
 }
 
-template <class T>
+template <class T, class D>
 void block(Case& golden) {
   const std::string mixer = golden.text("mixer", "mamba");
-  if (mixer == "mamba") return run_block<Mamba<T>>(golden);
-  if (mixer == "mamba2") return run_block<Mamba2<T>>(golden);
+  if (mixer == "mamba") return run_block<Mamba<T, D>>(golden);
+  if (mixer == "mamba2") return run_block<Mamba2<T, D>>(golden);
   fail("attribute mixer is \"", mixer, "\", expected mamba or mamba2");
 }
 
@@ -55,9 +57,10 @@ std::string block_name(std::string_view ours) {
 }
 
 /// The block of the published Hugging Face model: hidden + mixer(norm(hidden)), the sum not left to the next block.
-template <class T>
+template <class T, class D>
 void diff_mamba2_block(Case& golden) {
-  using M = Differential<Mamba2<T>>;
+  using M = Differential<Mamba2<T, D>>;
+  using R = accumulate_t<T>;
   Json json = golden.json("config");  // that of the plain model
   json["diffmamba"] = true;
   json["diffmamba_settings"] = "all";
@@ -69,22 +72,25 @@ void diff_mamba2_block(Case& golden) {
   Block<M> block(config.d_model, options, {.eps = config.norm_epsilon});
   load_parameters(golden, block, block_name);
 
-  const auto hidden = golden.tensor<T, 3>("in.hidden_states");
+  const auto hidden = golden.tensor<T, 3, D>("in.hidden_states");
   typename Block<M>::Saved saved;
-  auto out = block.forward(hidden.view(), {}, saved);
-  for (Index i = 0; i < out.size(); ++i) out.data()[i] += saved.residual().data()[i];
-  golden.check("out.hidden_states", out);
+  const auto out = block.forward(hidden.view(), {}, saved);
+  auto sum = to<cpu>(saved.residual());  // in the type of the stream
+  const auto own = to<cpu>(out);
+  for (Index i = 0; i < sum.size(); ++i) sum.data()[i] += static_cast<R>(own.data()[i]);
+  golden.check("out.hidden_states", sum);
 
   if (!golden.has("gout.hidden_states")) return;
-  const auto dhidden = golden.tensor<T, 3>("gout.hidden_states");
-  auto dresidual = dhidden;
+  const auto dhidden = golden.tensor<T, 3, D>("gout.hidden_states");
+  auto dresidual = golden.tensor<R, 3, D>("gout.hidden_states");
   block.backward(dhidden.view(), dresidual.view(), saved);
   golden.gradient("in.hidden_states", dresidual);
   check_gradients(golden, block, block_name);
 }
 
-const Register block_registered("block", block<double>, block<float>);
-const Register diff_registered("diff_mamba2_block", diff_mamba2_block<double>, diff_mamba2_block<float>);
+const Register block_registered("block", []<class T, class D>(Case& golden) { block<T, D>(golden); });
+const Register diff_registered("diff_mamba2_block",
+                               []<class T, class D>(Case& golden) { diff_mamba2_block<T, D>(golden); });
 
 }  // namespace
 }  // namespace diffmamba::conformance

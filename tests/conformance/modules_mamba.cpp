@@ -6,16 +6,16 @@
 namespace diffmamba::conformance {
 namespace {
 
-template <class T, bool Decoding>
+template <class T, class D, bool Decoding>
 void mamba(Case& golden) {
   MambaOptions options{.d_model = golden.integer("d_model", 0)};
   read_options(golden, options);
-  Mamba<T> mixer(options);
+  Mamba<T, D> mixer(options);
   Decoding ? run_decoding(golden, mixer) : run_mixer(golden, mixer);
 }
 
-const Register mixer_registered("mamba", mamba<double, false>, mamba<float, false>);
-const Register decoding_registered("decode_mamba", mamba<double, true>, mamba<float, true>);
+const Register mixer_registered("mamba", []<class T, class D>(Case& golden) { mamba<T, D, false>(golden); });
+const Register decoding_registered("decode_mamba", []<class T, class D>(Case& golden) { mamba<T, D, true>(golden); });
 
 }  // namespace
 }  // namespace diffmamba::conformance

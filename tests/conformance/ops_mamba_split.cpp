@@ -1,7 +1,6 @@
 // SPDX-FileCopyrightText: 2026 The diffmamba authors
 // SPDX-License-Identifier: Apache-2.0
 #include "conformance/runner.hpp"
-#include "diffmamba/math/silu.hpp"
 #include "diffmamba/ops/causal_conv1d/causal_conv1d_backward.hpp"
 #include "diffmamba/ops/causal_conv1d/causal_conv1d_forward.hpp"
 #include "diffmamba/ops/gated_rms_norm/gated_rms_norm_backward.hpp"
@@ -10,26 +9,29 @@
 #include "diffmamba/ops/linear/linear_forward.hpp"
 #include "diffmamba/ops/ssd/ssd_backward.hpp"
 #include "diffmamba/ops/ssd/ssd_forward.hpp"
+#include "diffmamba/ops/swiglu/swiglu_backward.hpp"
+#include "diffmamba/ops/swiglu/swiglu_forward.hpp"
 
 // mamba_split_conv1d_scan is the inside of Mamba-2 in one call. Here it is put together from the library's operators,
 // forward and backward, on strided slices of one projection.
 namespace diffmamba::conformance {
 namespace {
 
-template <class T>
+template <class T, class Dev>
 void mamba_split(Case& golden) {
-  const auto zxbcdt = golden.tensor<T, 3>("in.zxbcdt");
-  const auto conv_weight = golden.tensor<T, 2>("in.conv1d_weight");
-  const auto conv_bias = golden.optional<T, 1>("in.conv1d_bias");
-  const auto dt_bias = golden.optional<T, 1>("in.dt_bias");
-  const auto A = golden.tensor<T, 1>("in.A");
+  using R = accumulate_t<T>;
+  const auto zxbcdt = golden.tensor<T, 3, Dev>("in.zxbcdt");
+  const auto conv_weight = golden.tensor<R, 2, Dev>("in.conv1d_weight");
+  const auto conv_bias = golden.optional<R, 1, Dev>("in.conv1d_bias");
+  const auto dt_bias = golden.optional<R, 1, Dev>("in.dt_bias");
+  const auto A = golden.tensor<R, 1, Dev>("in.A");
   const bool per_channel = golden.has("in.D") && golden.rank("in.D") == 2;
-  const auto D = per_channel ? Tensor<T, 1>() : golden.optional<T, 1>("in.D");
-  const auto D_per_channel = per_channel ? golden.tensor<T, 2>("in.D") : Tensor<T, 2>();
-  const auto norm_weight = golden.optional<T, 1>("in.rmsnorm_weight");
-  const auto out_weight = golden.optional<T, 2>("in.outproj_weight");
-  const auto out_bias = golden.optional<T, 1>("in.outproj_bias");
-  const auto initial_state = golden.optional<T, 4>("in.initial_states");
+  const auto D = per_channel ? Tensor<R, 1, Dev>() : golden.optional<R, 1, Dev>("in.D");
+  const auto D_per_channel = per_channel ? golden.tensor<R, 2, Dev>("in.D") : Tensor<R, 2, Dev>();
+  const auto norm_weight = golden.optional<R, 1, Dev>("in.rmsnorm_weight");
+  const auto out_weight = golden.optional<T, 2, Dev>("in.outproj_weight");
+  const auto out_bias = golden.optional<R, 1, Dev>("in.outproj_bias");
+  const auto initial_state = golden.optional<R, 4, Dev>("in.initial_states");
 
   // Sizes, and the slices [z0, x0, z, x, B, C, dt].
   const Index batch = zxbcdt.extent(0), length = zxbcdt.extent(1), nheads = A.extent(0);
@@ -50,21 +52,21 @@ void mamba_split(Case& golden) {
   const Index at_B = d_ssm, at_C = d_ssm + ngroups * d_state;
 
   // Forward.
-  const causal_conv1d::Inputs<T> conv_in{
+  const causal_conv1d::Inputs<T, Dev> conv_in{
       .x = zxbcdt.template slice<2>(at_x, at_dt), .weight = conv_weight, .bias = conv_bias};
   const auto conv = causal_conv1d::forward(
       conv_in,
       {.activation = silu_activation(golden) ? causal_conv1d::Activation::silu : causal_conv1d::Activation::none});
   const auto z = zxbcdt.template slice<2>(at_z, at_x);
-  ssd::Inputs<T> ssd_in{.x = conv.out.template slice<2>(0, at_B).reshape(heads),
-                        .dt = zxbcdt.template slice<2>(at_dt, width),
-                        .A = A,
-                        .B = conv.out.template slice<2>(at_B, at_C).reshape(groups),
-                        .C = conv.out.template slice<2>(at_C, channels).reshape(groups),
-                        .D = D,
-                        .D_per_channel = D_per_channel,
-                        .dt_bias = dt_bias,
-                        .initial_state = initial_state};
+  ssd::Inputs<T, Dev> ssd_in{.x = conv.out.template slice<2>(0, at_B).reshape(heads),
+                             .dt = zxbcdt.template slice<2>(at_dt, width),
+                             .A = A,
+                             .B = conv.out.template slice<2>(at_B, at_C).reshape(groups),
+                             .C = conv.out.template slice<2>(at_C, channels).reshape(groups),
+                             .D = D,
+                             .D_per_channel = D_per_channel,
+                             .dt_bias = dt_bias,
+                             .initial_state = initial_state};
   if (!norm_weight) ssd_in.z = z.reshape(heads);
   const auto scan = ssd::forward(ssd_in, {.chunk_size = golden.integer("chunk_size", 256),
                                           .dt_softplus = true,
@@ -73,15 +75,15 @@ void mamba_split(Case& golden) {
   const auto y = scan.out.reshape(Extents{batch, length, d_ssm});
 
   const Index d_out = d_nonssm + d_ssm;
-  Tensor<T, 3> joined({batch, length, d_out});
-  for (Index b = 0; b < batch; ++b)
-    for (Index t = 0; t < length; ++t)
-      for (Index c = 0; c < d_nonssm; ++c) joined(b, t, c) = silu(zxbcdt(b, t, c)) * zxbcdt(b, t, at_x0 + c);
+  Tensor<T, 3, Dev> joined({batch, length, d_out});
+  const swiglu::Inputs<T, Dev> gated{.x = zxbcdt.template slice<2>(at_x0, at_z),
+                                     .z = zxbcdt.template slice<2>(0, at_x0)};
+  if (d_nonssm > 0) swiglu::forward(gated, joined.template slice<2>(0, d_nonssm));
   const gated_rms_norm::Options norm_options{.eps = golden.number("rmsnorm_eps", 1e-6),
                                              .group_size = d_ssm / ngroups,
                                              .norm_before_gate = golden.flag("norm_before_gate", true)};
-  gated_rms_norm::Saved<T> norm_saved;
-  const auto norm_inputs = [&] { return gated_rms_norm::Inputs<T>{.x = y, .weight = norm_weight, .z = z}; };
+  gated_rms_norm::Saved<T, Dev> norm_saved;
+  const auto norm_inputs = [&] { return gated_rms_norm::Inputs<T, Dev>{.x = y, .weight = norm_weight, .z = z}; };
   if (norm_weight) {
     auto norm = gated_rms_norm::forward(norm_inputs(), norm_options);
     copy(norm.out, joined.template slice<2>(d_nonssm, d_out));
@@ -91,7 +93,7 @@ void mamba_split(Case& golden) {
   }
   const Index rows = batch * length;
   const auto linear_inputs = [&] {
-    return linear::Inputs<T>{.x = joined.reshape(Extents{rows, d_out}), .weight = out_weight, .bias = out_bias};
+    return linear::Inputs<T, Dev>{.x = joined.reshape(Extents{rows, d_out}), .weight = out_weight, .bias = out_bias};
   };
   if (out_weight) {
     const auto out = linear::forward(linear_inputs());
@@ -102,23 +104,19 @@ void mamba_split(Case& golden) {
 
   // Backward.
   if (!golden.has("gout.out")) return;
-  const auto dout = golden.tensor<T, 3>("gout.out");
-  Tensor<T, 3> djoined = dout;
+  const auto dout = golden.tensor<T, 3, Dev>("gout.out");
+  Tensor<T, 3, Dev> djoined = dout;
   if (out_weight) {
     auto d = linear::backward(linear_inputs(), dout.reshape(Extents{rows, dout.extent(2)}));
     golden.gradient("in.outproj_weight", d.dweight);
     golden.gradient("in.outproj_bias", d.dbias);
-    djoined = to_tensor(d.dx.reshape(joined.extents()));
+    djoined = dense(d.dx.reshape(joined.extents()));
   }
-  Tensor<T, 3> dzxbcdt(zxbcdt.extents());
-  for (Index b = 0; b < batch; ++b)
-    for (Index t = 0; t < length; ++t)
-      for (Index c = 0; c < d_nonssm; ++c) {
-        const T z0 = zxbcdt(b, t, c), x0 = zxbcdt(b, t, at_x0 + c), d = djoined(b, t, c);
-        dzxbcdt(b, t, c) = d * x0 * silu_derivative(z0);
-        dzxbcdt(b, t, at_x0 + c) = d * silu(z0);
-      }
-  auto dy = to_tensor(djoined.template slice<2>(d_nonssm, d_out));
+  Tensor<T, 3, Dev> dzxbcdt(zxbcdt.extents());
+  if (d_nonssm > 0)
+    swiglu::backward(gated, std::as_const(djoined).template slice<2>(0, d_nonssm),
+                     {.dx = dzxbcdt.template slice<2>(at_x0, at_z), .dz = dzxbcdt.template slice<2>(0, at_x0)});
+  auto dy = dense(djoined.template slice<2>(d_nonssm, d_out));
   if (norm_weight) {
     auto d = gated_rms_norm::backward(norm_inputs(), norm_saved, {.dout = dy});
     golden.gradient("in.rmsnorm_weight", d.dweight);
@@ -133,7 +131,7 @@ void mamba_split(Case& golden) {
   golden.gradient("in.dt_bias", d_scan.ddt_bias);
   golden.gradient("in.initial_states", d_scan.dinitial_state);
 
-  Tensor<T, 3> dconv({batch, length, channels});
+  Tensor<T, 3, Dev> dconv({batch, length, channels});
   copy(d_scan.dx.reshape(Extents{batch, length, d_ssm}), dconv.template slice<2>(0, at_B));
   copy(d_scan.dB.reshape(Extents{batch, length, ngroups * d_state}), dconv.template slice<2>(at_B, at_C));
   copy(d_scan.dC.reshape(Extents{batch, length, ngroups * d_state}), dconv.template slice<2>(at_C, channels));
@@ -144,7 +142,8 @@ void mamba_split(Case& golden) {
   golden.gradient("in.zxbcdt", dzxbcdt);
 }
 
-const Register registered("mamba_split_conv1d_scan", mamba_split<double>, mamba_split<float>);
+const Register registered("mamba_split_conv1d_scan",
+                          []<class T, class Dev>(Case& golden) { mamba_split<T, Dev>(golden); });
 
 }  // namespace
 }  // namespace diffmamba::conformance
