@@ -15,14 +15,14 @@ namespace detail {
 
 /// sums: of lambda (one for each channel), norm_weight, subln_weight. one_lambda: a number for each block, or null.
 template <class Shape, class T>
-__global__ void __launch_bounds__(Shape::threads)
+__global__ void __launch_bounds__(Shape::threads, 2)
     combine_backward_kernel(const __grid_constant__ Inputs<T, cuda> in, const accumulate_t<T>* saved_rstd,
                             const __grid_constant__ OutputGradients<T, cuda> upstream,
                             const __grid_constant__ GradientViews<T, cuda> gradients,
                             const __grid_constant__ LineSums<accumulate_t<T>, 3> sums, accumulate_t<T>* one_lambda,
                             double scale_given) {
   using A = accumulate_t<T>;
-  constexpr int Unit = Shape::Unit;
+  constexpr int Unit = Shape::Unit, Vectors = Shape::Vectors;
   const Index length = in.y1.extent(1), rows = in.y1.extent(0) * length;
   const int channels = static_cast<int>(in.y1.extent(2));
   const bool several = Shape::cut(channels), before = bool(in.norm_weight), after = bool(in.subln_weight);
@@ -42,68 +42,75 @@ __global__ void __launch_bounds__(Shape::threads)
     paths.rstd2 = kept[1];
     const A rstd = kept[2];
     const T* const dout = at.of(upstream.dout);
-    A du[Unit], H[Unit], d[Unit];
-    // H and, in du, dL/dH; without a norm after du itself.
-    const auto load = [&](int c) {
-      paths.load(c, count);
-      load_unit_if(c < count, dout + c, d);
-      paths.normalise();
-      paths.difference(c, count, H);
+    // du, before `through_norm_after` dL/dH; and H, the normalised difference, where there is a norm after.
+    A du[Vectors][Unit], H[Vectors][Unit];
+    const auto load = [&](int tile, bool add_columns) {
+      StoredRow<Shape, T> d;
+      d.load(dout, count, tile);
+      paths.load(tile, count);
 #pragma unroll
-      for (int i = 0; i < Unit; ++i) {
-        H[i] *= rstd;
-        d[i] *= scale;
-        du[i] = d[i];
+      for (int v = 0; v < Vectors; ++v) {
+#pragma unroll
+        for (int i = 0; i < Unit; ++i) du[v][i] = d(v, i) * scale;
+        if (!after) continue;
+        const int c = Shape::channel(tile, v);
+        paths.difference(v, c, count, H[v]);
+        if (c >= count) continue;
+        A w[Unit], dH[Unit];
+        load_unit(in.subln_weight.data() + c, w);
+#pragma unroll
+        for (int i = 0; i < Unit; ++i) {
+          H[v][i] *= rstd;
+          dH[i] = du[v][i] * H[v][i];
+          du[v][i] *= w[i];
+        }
+        if (add_columns) columns.add(2, v, c, dH);
       }
-      if (!after) return;
-      A w[Unit];
-      load_unit_if(c < count, in.subln_weight.data() + c, w);
-#pragma unroll
-      for (int i = 0; i < Unit; ++i) du[i] *= w[i];
     };
     A gH[1] = {0};
     for (int tile = 0; tile < Shape::tiles(channels); ++tile) {
-      const int c = Shape::channel(tile);
-      load(c);
+      load(tile, true);
       if (!after) continue;
 #pragma unroll
-      for (int i = 0; i < Unit; ++i) {
-        gH[0] += du[i] * H[i];
-        d[i] *= H[i];
-      }
-      if (c < count) columns.add(2, c, d);
+      for (int v = 0; v < Vectors; ++v)
+#pragma unroll
+        for (int i = 0; i < Unit; ++i) gH[0] += du[v][i] * H[v][i];
     }
     if (after) over_row_of_u(gH);
     const A gH_mean = gH[0] * per_channel;
     const auto through_norm_after = [&] {
       if (!after) return;
 #pragma unroll
-      for (int i = 0; i < Unit; ++i) du[i] = rstd * (du[i] - H[i] * gH_mean);
+      for (int v = 0; v < Vectors; ++v)
+#pragma unroll
+        for (int i = 0; i < Unit; ++i) du[v][i] = rstd * (du[v][i] - H[v][i] * gH_mean);
     };
     if (!several) through_norm_after();
 
     A means[2] = {};
-    A l[Unit], w[Unit];
     for (int tile = 0; tile < Shape::tiles(channels); ++tile) {
-      const int c = Shape::channel(tile);
       if (several) {
-        load(c);
+        load(tile, false);
         through_norm_after();
       }
-      paths.parameters(c, count, l, w);
-      A to_weight[Unit], to_lambda[Unit];
 #pragma unroll
-      for (int i = 0; i < Unit; ++i) {
-        const A dn2 = -l[i] * du[i];
-        to_lambda[i] = -du[i] * w[i] * paths.h2[i];
-        to_weight[i] = du[i] * paths.h1[i] + dn2 * paths.h2[i];
-        dlambda[0] += to_lambda[i];
-        means[0] += w[i] * du[i] * paths.h1[i];
-        means[1] += w[i] * dn2 * paths.h2[i];
+      for (int v = 0; v < Vectors; ++v) {
+        const int c = Shape::channel(tile, v);
+        if (c >= count) continue;
+        A l[Unit], w[Unit], to_weight[Unit], to_lambda[Unit];
+        paths.parameters(c, count, l, w);
+#pragma unroll
+        for (int i = 0; i < Unit; ++i) {
+          const A h1 = paths.h1(v, i), h2 = paths.h2(v, i), dn2 = -l[i] * du[v][i];
+          to_lambda[i] = -du[v][i] * w[i] * h2;
+          to_weight[i] = du[v][i] * h1 + dn2 * h2;
+          dlambda[0] += to_lambda[i];
+          means[0] += w[i] * du[v][i] * h1;
+          means[1] += w[i] * dn2 * h2;
+        }
+        columns.add(0, v, c, to_lambda);
+        columns.add(1, v, c, to_weight);
       }
-      if (c >= count) continue;
-      columns.add(0, c, to_lambda);
-      columns.add(1, c, to_weight);
     }
     if (before) over_row(means);
 
@@ -111,31 +118,36 @@ __global__ void __launch_bounds__(Shape::threads)
     T* const dy2 = at.of(gradients.dy2);
     if (dy1 == nullptr && dy2 == nullptr) continue;
     for (int tile = 0; tile < Shape::tiles(channels); ++tile) {
-      const int c = Shape::channel(tile);
       if (several) {
-        load(c);
+        load(tile, false);
         through_norm_after();
-        paths.parameters(c, count, l, w);
       }
-      if (c >= count) continue;
-      A g1[Unit], g2[Unit];
 #pragma unroll
-      for (int i = 0; i < Unit; ++i) {
-        g1[i] = w[i] * du[i];
-        g2[i] = -l[i] * g1[i];
-        if (before) {
-          g1[i] = paths.rstd1 * (g1[i] - paths.h1[i] * means[0] * per_channel);
-          g2[i] = paths.rstd2 * (g2[i] - paths.h2[i] * means[1] * per_channel);
+      for (int v = 0; v < Vectors; ++v) {
+        const int c = Shape::channel(tile, v);
+        if (c >= count) continue;
+        A l[Unit], w[Unit], g1[Unit], g2[Unit];
+        paths.parameters(c, count, l, w);
+#pragma unroll
+        for (int i = 0; i < Unit; ++i) {
+          g1[i] = w[i] * du[v][i];
+          g2[i] = -l[i] * g1[i];
+          if (before) {
+            g1[i] = paths.rstd1 * (g1[i] - paths.h1(v, i) * means[0] * per_channel);
+            g2[i] = paths.rstd2 * (g2[i] - paths.h2(v, i) * means[1] * per_channel);
+          }
         }
+        if (dy1 != nullptr) store_unit(dy1 + c, g1);
+        if (dy2 != nullptr) store_unit(dy2 + c, g2);
       }
-      if (dy1 != nullptr) store_unit(dy1 + c, g1);
-      if (dy2 != nullptr) store_unit(dy2 + c, g2);
     }
   }
+  cuda_runtime::let_next_kernel_begin();
   columns.finish();
   if (one_lambda != nullptr) {
     // The block's threads as one row: what threads past a row have added is zero.
-    RowSums<RowShape<1, Shape::threads, false>, A, 1> over_block;
+    RowSums<RowShape<1, Shape::threads, 1, false>, A, 1> over_block;
+    __syncthreads();  // no row is at a barrier any more
     over_block(dlambda);
     if (threadIdx.x == 0) one_lambda[blockIdx.x] = dlambda[0];
   }
@@ -175,7 +187,7 @@ void backward(const Inputs<T, cuda>& in, const Saved<T, cuda>& saved,
   const bool aligned = lambdas_aligned && detail::all_rows_aligned(in.y1, in.y2, in.norm_weight, in.subln_weight,
                                                                    upstream.dout, gradients.dy1, gradients.dy2);
   Index blocks = 0;
-  detail::with_row_shape<T>(channels, aligned, [&](auto shape) {
+  detail::with_row_shape<T, 1>(channels, aligned, [&](auto shape) {
     using Shape = decltype(shape);
     blocks = detail::sum_blocks<Shape>(rows);
     if (blocks == 0) return;

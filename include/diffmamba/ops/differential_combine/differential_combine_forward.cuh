@@ -12,7 +12,7 @@ namespace detail {
 
 using namespace diffmamba::detail;
 
-/// One row of the two paths and what is made of it, a unit of channels at a time.
+/// One row of the two paths and what is made of it.
 template <class Shape, class T>
 struct DifferenceRow {
   using A = accumulate_t<T>;
@@ -21,7 +21,7 @@ struct DifferenceRow {
   const A *norm_weight, *lambdas;  // norm_weight: null without a norm before; lambdas: one for each channel, or null
   A lambda;
   A rstd1 = 1, rstd2 = 1;
-  A h1[Unit], h2[Unit];  // y_1 and y_2, times their rstd after `normalise`
+  StoredRow<Shape, T> stored1, stored2;
 
   __device__ DifferenceRow(const Inputs<T, cuda>& in, const RowPosition& at)
       : y1(at.of(in.y1)),
@@ -30,38 +30,30 @@ struct DifferenceRow {
         lambdas(in.lambda && in.lambda.extent(0) != 1 ? in.lambda.data() : nullptr),
         lambda(in.lambda && in.lambda.extent(0) == 1 ? *in.lambda.data() : A(1)) {}
 
-  __device__ void load(int c, int count) {
-    load_unit_if(c < count, y1 + c, h1);
-    load_unit_if(c < count, y2 + c, h2);
+  __device__ void load(int tile, int count) {
+    stored1.load(y1, count, tile);
+    stored2.load(y2, count, tile);
   }
-  __device__ void normalise() {
+  /// y_1 and y_2, normalised where there is a norm before.
+  __device__ A h1(int v, int i) const { return stored1(v, i) * rstd1; }
+  __device__ A h2(int v, int i) const { return stored2(v, i) * rstd2; }
+  /// lambda and the weight of the norms of the unit at channel c; zeros past the row.
+  __device__ void parameters(int c, int count, A (&l)[Unit], A (&w)[Unit]) const {
 #pragma unroll
     for (int i = 0; i < Unit; ++i) {
-      h1[i] *= rstd1;
-      h2[i] *= rstd2;
+      l[i] = lambda;
+      w[i] = 1;
     }
+    if (c >= count) return;
+    if (lambdas != nullptr) load_unit(lambdas + c, l);
+    if (norm_weight != nullptr) load_unit(norm_weight + c, w);
   }
-  /// lambda and the weight of the norms of these channels; zeros past the row.
-  __device__ void parameters(int c, int count, A (&l)[Unit], A (&w)[Unit]) const {
-    if (lambdas != nullptr) {
-      load_unit_if(c < count, lambdas + c, l);
-    } else {
-#pragma unroll
-      for (int i = 0; i < Unit; ++i) l[i] = lambda;
-    }
-    if (norm_weight != nullptr) {
-      load_unit_if(c < count, norm_weight + c, w);
-    } else {
-#pragma unroll
-      for (int i = 0; i < Unit; ++i) w[i] = 1;
-    }
-  }
-  /// n_1 - lambda n_2
-  __device__ void difference(int c, int count, A (&u)[Unit]) const {
+  /// n_1 - lambda n_2 of a unit
+  __device__ void difference(int v, int c, int count, A (&u)[Unit]) const {
     A l[Unit], w[Unit];
     parameters(c, count, l, w);
 #pragma unroll
-    for (int i = 0; i < Unit; ++i) u[i] = w[i] * (h1[i] - l[i] * h2[i]);
+    for (int i = 0; i < Unit; ++i) u[i] = w[i] * (h1(v, i) - l[i] * h2(v, i));
   }
 };
 
@@ -73,7 +65,7 @@ __global__ void __launch_bounds__(Shape::threads)
     combine_forward_kernel(const __grid_constant__ Inputs<T, cuda> in, const __grid_constant__ OutputViews<T, cuda> to,
                            accumulate_t<T>* saved_rstd, double eps_given, double scale_given) {
   using A = accumulate_t<T>;
-  constexpr int Unit = Shape::Unit;
+  constexpr int Unit = Shape::Unit, Vectors = Shape::Vectors;
   const Index length = in.y1.extent(1), rows = in.y1.extent(0) * length;
   const int channels = static_cast<int>(in.y1.extent(2));
   const bool several = Shape::cut(channels), before = bool(in.norm_weight), after = bool(in.subln_weight);
@@ -87,55 +79,57 @@ __global__ void __launch_bounds__(Shape::threads)
     const int count = row < rows ? channels : 0;  // a row that is not there has no channels
     const RowPosition at(row < rows ? row : 0, length);
     DifferenceRow<Shape, T> paths(in, at);
-    if (!several) paths.load(Shape::channel(0), count);
+    paths.load(0, count);
     if (before) {
       A sums[2] = {};
       for (int tile = 0; tile < Shape::tiles(channels); ++tile) {
-        if (several) paths.load(Shape::channel(tile), count);
+        if (several) paths.load(tile, count);
 #pragma unroll
-        for (int i = 0; i < Unit; ++i) {
-          sums[0] += paths.h1[i] * paths.h1[i];
-          sums[1] += paths.h2[i] * paths.h2[i];
-        }
+        for (int v = 0; v < Vectors; ++v)
+#pragma unroll
+          for (int i = 0; i < Unit; ++i) {
+            sums[0] += paths.stored1(v, i) * paths.stored1(v, i);
+            sums[1] += paths.stored2(v, i) * paths.stored2(v, i);
+          }
       }
       over_row(sums);
       paths.rstd1 = A(1) / sqrt(sums[0] * per_channel + eps);
       paths.rstd2 = A(1) / sqrt(sums[1] * per_channel + eps);
     }
-    if (!several) paths.normalise();
-    A u[Unit];
-    const auto difference = [&](int c) {
-      if (several) {
-        paths.load(c, count);
-        paths.normalise();
-      }
-      paths.difference(c, count, u);
+    A u[Vectors][Unit];
+    const auto difference = [&](int tile) {
+      if (several) paths.load(tile, count);
+#pragma unroll
+      for (int v = 0; v < Vectors; ++v) paths.difference(v, Shape::channel(tile, v), count, u[v]);
     };
     A rstd = 1;
     if (after) {
       A sum[1] = {0};
       for (int tile = 0; tile < Shape::tiles(channels); ++tile) {
-        difference(Shape::channel(tile));
+        difference(tile);
 #pragma unroll
-        for (int i = 0; i < Unit; ++i) sum[0] += u[i] * u[i];
+        for (int v = 0; v < Vectors; ++v)
+#pragma unroll
+          for (int i = 0; i < Unit; ++i) sum[0] += u[v][i] * u[v][i];
       }
       over_row_of_u(sum);
       rstd = A(1) / sqrt(sum[0] * per_channel + eps);
     }
     T* const out = at.of(to.out);
     for (int tile = 0; tile < Shape::tiles(channels); ++tile) {
-      const int c = Shape::channel(tile);
-      if (several || !after) difference(c);
-      if (c >= count) continue;
+      if (several || !after) difference(tile);
 #pragma unroll
-      for (int i = 0; i < Unit; ++i) u[i] *= rstd * scale;
-      if (after) {
+      for (int v = 0; v < Vectors; ++v) {
+        const int c = Shape::channel(tile, v);
+        if (c >= count) continue;
         A w[Unit];
-        load_unit(in.subln_weight.data() + c, w);
 #pragma unroll
-        for (int i = 0; i < Unit; ++i) u[i] *= w[i];
+        for (int i = 0; i < Unit; ++i) w[i] = 1;
+        if (after) load_unit(in.subln_weight.data() + c, w);
+#pragma unroll
+        for (int i = 0; i < Unit; ++i) u[v][i] *= rstd * scale * w[i];
+        store_unit(out + c, u[v]);
       }
-      store_unit(out + c, u);
     }
     if (saved_rstd != nullptr && row < rows && Shape::lane() == 0) {
       saved_rstd[3 * row] = paths.rstd1;
@@ -162,7 +156,7 @@ void forward(const Inputs<T, cuda>& in, const Options& options, const OutputView
   const bool lambdas_aligned = !in.lambda || in.lambda.extent(0) == 1 || detail::rows_aligned(in.lambda);
   const bool aligned =
       lambdas_aligned && detail::all_rows_aligned(in.y1, in.y2, in.norm_weight, in.subln_weight, outputs.out);
-  detail::with_row_shape<T>(in.y1.extent(2), aligned, [&](auto shape) {
+  detail::with_row_shape<T, 2>(in.y1.extent(2), aligned, [&](auto shape) {
     using Shape = decltype(shape);
     detail::combine_forward_kernel<Shape, T>
         <<<cuda_runtime::blocks_for(rows, Shape::rows), Shape::threads, 0, stream.handle>>>(

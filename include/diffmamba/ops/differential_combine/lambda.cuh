@@ -9,7 +9,7 @@
 namespace diffmamba::differential_combine {
 namespace detail {
 
-using LambdaBlock = diffmamba::detail::RowShape<1, 256, true>;
+using LambdaBlock = diffmamba::detail::RowShape<1, 256, 1, true>;
 
 /// The sum of lambda_q1, or the inner products of both pairs.
 template <class T>

@@ -20,31 +20,31 @@ __global__ void __launch_bounds__(threads)
                          bool add) {
   using A = accumulate_t<T>;
   const Index width = in.weight.extent(2);
-  RowSums<RowShape<1, threads, true>, A, 1> over_row;
+  RowSums<RowShape<1, threads, 1, true>, A, 1> over_row;
   for (Index row = blockIdx.x; row < in.weight.extent(1); row += gridDim.x) {
     const A factors[2] = {factor_of<A>(0, in.lambda, scale, row), factor_of<A>(1, in.lambda, scale, row)};
     A product[1] = {0};
-    for (Index i = Index{threadIdx.x} * N; i < width; i += threads * N)
+    for (Index j = Index{threadIdx.x} * N; j < 2 * width; j += threads * N) {
+      const int path = j < width ? 0 : 1;
+      const Index i = j - path * width;
+      A df[N], other[N];
+      load_unit(upstream.dweight.pointer(row) + folded_column(roles.sizes, path, i), df);
+      if (path == 1 && gradients.dlambda) {
+        load_unit(in.weight.pointer(1, row) + i, other);
 #pragma unroll
-      for (int path = 0; path < 2; ++path) {
-        A df[N], other[N];
-        load_unit(upstream.dweight.pointer(row) + folded_column(roles.sizes, path, i), df);
-        if (path == 1 && gradients.dlambda) {
-          load_unit(in.weight.pointer(1, row) + i, other);
-#pragma unroll
-          for (int k = 0; k < N; ++k) product[0] += other[k] * df[k];
-        }
-        if (!gradients.dweight) continue;
-#pragma unroll
-        for (int k = 0; k < N; ++k) df[k] *= factors[path];
-        A* const dw = gradients.dweight.pointer(path, row) + i;
-        if (add) {
-          load_unit(dw, other);
-#pragma unroll
-          for (int k = 0; k < N; ++k) df[k] += other[k];
-        }
-        store_unit(dw, df);
+        for (int k = 0; k < N; ++k) product[0] += other[k] * df[k];
       }
+      if (!gradients.dweight) continue;
+#pragma unroll
+      for (int k = 0; k < N; ++k) df[k] *= factors[path];
+      A* const dw = gradients.dweight.pointer(path, row) + i;
+      if (add) {
+        load_unit(dw, other);
+#pragma unroll
+        for (int k = 0; k < N; ++k) df[k] += other[k];
+      }
+      store_unit(dw, df);
+    }
     if (gradients.dlambda) over_row(product);
     if (threadIdx.x > 0) continue;
     const auto put = [add](A& to, A value) { to = add ? to + value : value; };

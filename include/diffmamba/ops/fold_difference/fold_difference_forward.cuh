@@ -31,15 +31,15 @@ __global__ void __launch_bounds__(threads)
   const Index width = in.weight.extent(2);
   for (Index row = blockIdx.x; row < in.weight.extent(1); row += gridDim.x) {
     const A factors[2] = {factor_of<A>(0, in.lambda, scale, row), factor_of<A>(1, in.lambda, scale, row)};
-    for (Index i = Index{threadIdx.x} * N; i < width; i += threads * N)
+    for (Index j = Index{threadIdx.x} * N; j < 2 * width; j += threads * N) {
+      const int path = j < width ? 0 : 1;
+      const Index i = j - path * width;
+      A values[N];
+      load_unit(in.weight.pointer(path, row) + i, values);
 #pragma unroll
-      for (int path = 0; path < 2; ++path) {
-        A values[N];
-        load_unit(in.weight.pointer(path, row) + i, values);
-#pragma unroll
-        for (int k = 0; k < N; ++k) values[k] *= factors[path];
-        store_unit(to.weight.pointer(row) + folded_column(roles.sizes, path, i), values);
-      }
+      for (int k = 0; k < N; ++k) values[k] *= factors[path];
+      store_unit(to.weight.pointer(row) + folded_column(roles.sizes, path, i), values);
+    }
     if (in.bias && threadIdx.x == 0) to.bias(row) = factors[0] * in.bias(0, row) + factors[1] * in.bias(1, row);
   }
 }

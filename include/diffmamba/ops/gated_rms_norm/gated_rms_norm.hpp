@@ -64,11 +64,13 @@ struct Gradients {
 };
 
 /// Where backward writes; absent ones are not computed. dx may be the memory of dout or x, dz that of z. `mode` of
-/// backward concerns dweight and dbias.
+/// backward concerns dweight and dbias. `out`, in memory of its own, is what forward returned, once more: for who has
+/// not kept it and needs it for the gradient of what came behind.
 template <class T, Device DeviceType = cpu>
 struct GradientViews {
   View<T, 3, DeviceType> dx = {}, dz = {};
   View<accumulate_t<T>, 1, DeviceType> dweight = {}, dbias = {};
+  View<T, 3, DeviceType> out = {};
 };
 
 /// Channels of one group.
@@ -111,6 +113,7 @@ void check(const Inputs<T, DeviceType>& in, const Options& options, const Output
   require_operand(op, "dz", gradients.dz, shape);
   require_operand(op, "dweight", gradients.dweight, Extents{shape[2]});
   require_operand(op, "dbias", gradients.dbias, Extents{shape[2]});
+  require_operand(op, "out", gradients.out, shape);
 }
 
 // gated_rms_norm_forward.hpp

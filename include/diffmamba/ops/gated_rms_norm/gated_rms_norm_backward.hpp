@@ -54,6 +54,7 @@ void gated_norm_backward(const Inputs<T>& in, const Options& options, const View
         const T* const dout = row_pointer<const T>(upstream.dout, row) + first;
         T* const dx = gradients.dx ? row_pointer(gradients.dx, row) + first : nullptr;
         T* const dz = gradients.dz ? row_pointer(gradients.dz, row) + first : nullptr;
+        T* const out = gradients.out ? row_pointer(gradients.out, row) + first : nullptr;
         const A* const weight = in.weight.data() + first;
         const A* const bias = in.bias ? in.bias.data() + first : nullptr;
         const A rstd = rstd_in(batch, t, g);
@@ -95,16 +96,17 @@ void gated_norm_backward(const Inputs<T>& in, const Options& options, const View
           if (dw_line) block.store(dw_line + line, ChannelLanes<A>(block.load(dw_line + line) + v.dy * v.h));
           if (db_line) block.store(db_line + line, ChannelLanes<A>(block.load(db_line + line) + v.dy));
         });
-        if (!dx && !dz) continue;
+        if (!dx && !dz && !out) continue;
         const A g_mean = Centred ? g_sums.sum() * per_channel : A(0), gh_mean = gh_sums.sum() * per_channel;
 
         for_blocks<A>(size, [&](Index c, auto block) {
           const Values v = values(c, block, c < kept_channels ? FullBlock::load(buffer + c) : sigmoid_of_z(c, block));
           const ChannelLanes<A> du = rstd * (v.g - g_mean - v.h * gh_mean);
+          ChannelLanes<A> y = v.h * block.load(weight + c);
+          if (bias) y += block.load(bias + c);
+          if (out) block.store(out + c, has_z && norm_first ? ChannelLanes<A>(y * (v.z * v.s)) : y);
           if (!has_z || norm_first) {
             if (dz) {
-              ChannelLanes<A> y = v.h * block.load(weight + c);
-              if (bias) y += block.load(bias + c);
               const ChannelLanes<A> d = block.load(dout + c);
               block.store(dz + c, ChannelLanes<A>(d * y * silu_derivative(v.z, v.s)));
             }
@@ -134,7 +136,7 @@ Gradients<T, D> allocate_gradients(const Inputs<T, D>& in) {
 }
 template <class T, Device D>
 GradientViews<T, D> views_of(Gradients<T, D>& d) {
-  return {.dx = d.dx, .dz = d.dz, .dweight = d.dweight, .dbias = d.dbias};
+  return {.dx = d.dx, .dz = d.dz, .dweight = d.dweight, .dbias = d.dbias, .out = {}};
 }
 
 }  // namespace detail

@@ -15,9 +15,92 @@ inline constexpr int all_sums = 4;
 // CUDA kernels
 // --------------------------------------------------------------------------------------------------------
 
+/// x alone, without a residual stream: rows pass through shared memory.
+template <bool Centred, class Shape, class T>
+__global__ void __launch_bounds__(Shape::threads, 2)
+    norm_backward_kernel(const __grid_constant__ View<const T, 3, cuda> x_rows,
+                         const __grid_constant__ View<const T, 3, cuda> dout_rows,
+                         const __grid_constant__ View<T, 3, cuda> dx_rows, const accumulate_t<T>* weights,
+                         const accumulate_t<T>* mean_in, const accumulate_t<T>* rstd_in,
+                         const __grid_constant__ LineSums<accumulate_t<T>, (Centred ? 2 : 1)> sums,
+                         double scale_given) {
+  using A = accumulate_t<T>;
+  constexpr int Unit = Shape::Unit, Vectors = Shape::Vectors;
+  const Index length = x_rows.extent(1), rows = x_rows.extent(0) * length;
+  const int channels = static_cast<int>(x_rows.extent(2));
+  const A per_channel = A(1) / static_cast<A>(channels), scale = static_cast<A>(scale_given);
+  RowSums<Shape, A, Centred ? 2 : 1> over_row;
+  ColumnLines<Shape, A, (Centred ? 2 : 1)> columns(sums, Index{blockIdx.x} * channels, channels);
+  extern __shared__ __align__(16) unsigned char shared[];
+  unsigned char* free = shared;
+  const RowQueue<Shape, T, stages> queue_x(free, true), queue_dout(free, true);
+  const Index stride = Index{gridDim.x} * Shape::rows;
+  const auto fetch = [&](Index row, int stage) {
+    if (row < rows) {
+      const RowPosition at(row, length);
+      queue_x.fetch(stage, at.of(x_rows), channels);
+      queue_dout.fetch(stage, at.of(dout_rows), channels);
+    }
+    mma::commit_copies();
+  };
+  Index row = Index{blockIdx.x} * Shape::rows + Shape::group();
+  for (int stage = 0; stage + 1 < stages; ++stage) fetch(row + stage * stride, stage);
+
+  int stage = 0;
+  for (Index first = Index{blockIdx.x} * Shape::rows; first < rows; first += stride, row += stride) {
+    const int count = row < rows ? channels : 0;  // a row that is not there has no channels
+    const RowPosition at(row < rows ? row : 0, length);
+    const T* const x = at.of(x_rows);
+    const T* const dout = at.of(dout_rows);
+    const A rstd = count > 0 ? rstd_in[row] : A(0), mean = Centred && count > 0 ? mean_in[row] : A(0);
+    mma::wait_for_copies<stages - 2>();
+    fetch(row + (stages - 1) * stride, stage == 0 ? stages - 1 : stage - 1);
+    const auto for_units = [&](auto&& work) {
+      for (int tile = 0; tile < Shape::tiles(channels); ++tile)
+#pragma unroll
+        for (int v = 0; v < Vectors; ++v) {
+          const int c = Shape::channel(tile, v);
+          if (c >= count) continue;
+          A weight[Unit];
+          load_unit(weights + c, weight);
+          work(v, c, queue_x.unit(stage, v, x, c), queue_dout.unit(stage, v, dout, c), weight);
+        }
+    };
+    // Without the scale, which all that follows is proportional to: means of g h and of g.
+    A means[Centred ? 2 : 1] = {};
+    for_units([&](int v, int c, const auto& xs, const auto& ds, const auto& weight) {
+      A dh[Unit], d[Unit];
+#pragma unroll
+      for (int i = 0; i < Unit; ++i) {
+        d[i] = ds[i];
+        dh[i] = d[i] * ((xs[i] - mean) * rstd);
+        means[0] += weight[i] * dh[i];
+        if constexpr (Centred) means[1] += weight[i] * d[i];
+      }
+      columns.add(0, v, c, dh);
+      if constexpr (Centred) columns.add(1, v, c, d);
+    });
+    over_row(means);
+    const A gh_mean = means[0] * per_channel, g_mean = Centred ? means[Centred ? 1 : 0] * per_channel : A(0);
+    const A factor = scale * rstd;
+    if (dx_rows) {
+      T* const dx = at.of(dx_rows);
+      for_units([&](int, int c, const auto& xs, const auto& ds, const auto& weight) {
+        A dr[Unit];
+#pragma unroll
+        for (int i = 0; i < Unit; ++i) dr[i] = factor * (weight[i] * ds[i] - g_mean - (xs[i] - mean) * rstd * gh_mean);
+        store_unit(dx + c, dr);
+      });
+    }
+    stage = stage + 1 == stages ? 0 : stage + 1;
+  }
+  cuda_runtime::let_next_kernel_begin();
+  columns.finish(scale);
+}
+
 /// `Sums` is how many of the four sums of parameters there may be; without dout1 they are the first one or two.
 template <bool Centred, int Sums, class Shape, class T>
-__global__ void __launch_bounds__(Shape::threads)
+__global__ void __launch_bounds__(Shape::threads, 1024 / Shape::threads)
     add_norm_backward_kernel(const __grid_constant__ Inputs<T, cuda> in,
                              const __grid_constant__ View<const accumulate_t<T>, 2, cuda> mean_in,
                              const __grid_constant__ View<const accumulate_t<T>, 2, cuda> rstd_in,
@@ -67,8 +150,8 @@ __global__ void __launch_bounds__(Shape::threads)
           other[i] = d[i] * h[i];
         }
         if (!add_columns || !there) return;
-        columns.add(sum, c, other);
-        if (sum + 1 < Sums) columns.add(sum + 1, c, d);
+        columns.add(sum, 0, c, other);
+        if (sum + 1 < Sums) columns.add(sum + 1, 0, c, d);
       };
       if (dout != nullptr) add(dout, in.weight.data(), 0);
       if (dout1 != nullptr) add(dout1, in.weight1.data(), 2);
@@ -76,7 +159,7 @@ __global__ void __launch_bounds__(Shape::threads)
 
     A means[Centred ? 2 : 1] = {};  // of g h, and of g
     for (int tile = 0; tile < Shape::tiles(channels); ++tile) {
-      load(Shape::channel(tile), true);
+      load(Shape::channel(tile, 0), true);
 #pragma unroll
       for (int i = 0; i < Unit; ++i) {
         means[0] += g[i] * h[i];
@@ -93,7 +176,7 @@ __global__ void __launch_bounds__(Shape::threads)
     const A* const dr_out = at.of(upstream.dresidual_out);
     A x_sum[1] = {0};
     for (int tile = 0; tile < Shape::tiles(channels); ++tile) {
-      const int c = Shape::channel(tile);
+      const int c = Shape::channel(tile, 0);
       if (several) load(c, false);
       if (c >= count) continue;
 #pragma unroll
@@ -121,6 +204,7 @@ __global__ void __launch_bounds__(Shape::threads)
       if (row < rows && Shape::lane() == 0) *at.of(gradients.drowscale) = x_sum[0];
     }
   }
+  cuda_runtime::let_next_kernel_begin();
   columns.finish();
 }
 
@@ -149,28 +233,53 @@ void launch_backward(const Inputs<T, cuda>& in, const Options& options,
       {}, {gradients.dweight.data(), gradients.dbias.data(), gradients.dweight1.data(), gradients.dbias1.data()}};
   for (int k = 0; k < all_sums; ++k)
     if (sums.to[k] != nullptr) sums.lines[k] = workspace.take<A>(most_lines(rows) * channels);
-  // What a model needs goes through vectors of 16 bytes; the second norm, and a bias of rms_norm, do not.
-  constexpr int few = Centred ? 2 : 1;
-  const bool all = bool(upstream.dout1) || (!Centred && gradients.dbias);
+  auto from = in;
+  auto up = upstream;
+  auto target = gradients;
+  auto mean_rows = mean, rstd_rows = rstd;
+  flatten_rows(rows, from.x, from.residual, from.x1, from.rowscale, up.dout, up.dout1, up.dresidual_out,
+               up.residual_out, target.dx, target.dx1, target.dresidual, target.drowscale, mean_rows, rstd_rows);
+  constexpr int few = Centred ? 2 : 1;  // what a model needs: dweight, and in layer_norm dbias
+  const bool all = bool(up.dout1) || (!Centred && gradients.dbias);
+  const bool plain = !all && up.dout && !up.dresidual_out && !up.residual_out && !in.residual && !in.x1 &&
+                     !in.rowscale && !gradients.dx1 && !gradients.dresidual;
   Index blocks = 0;
-  const auto launch = [&]<int Sums>(std::integral_constant<int, Sums>, auto shape) {
+  const auto wanted = [&]<int Sums>(std::integral_constant<int, Sums>) {
+    LineSums<A, Sums> result;
+    for (int k = 0; k < Sums; ++k) {
+      result.lines[k] = sums.lines[k];
+      result.to[k] = sums.to[k];
+    }
+    return result;
+  };
+  const auto launch = [&]<int Sums>(std::integral_constant<int, Sums> count, auto shape) {
     using Shape = decltype(shape);
     blocks = sum_blocks<Shape>(rows);
     if (blocks == 0) return;
-    LineSums<A, Sums> wanted;
-    for (int k = 0; k < Sums; ++k) {
-      wanted.lines[k] = sums.lines[k];
-      wanted.to[k] = sums.to[k];
-    }
     add_norm_backward_kernel<Centred, Sums, Shape, T>
-        <<<static_cast<unsigned>(blocks), Shape::threads, 0, stream.handle>>>(in, mean, rstd, upstream, gradients,
-                                                                              wanted, options.scale, to_stream);
+        <<<static_cast<unsigned>(blocks), Shape::threads, 0, stream.handle>>>(from, mean_rows, rstd_rows, up, target,
+                                                                              wanted(count), options.scale, to_stream);
     cuda_runtime::check_launch("add_norm_backward_kernel");
   };
-  if (all)
-    launch(std::integral_constant<int, all_sums>{}, RowShape<1, 256, true>{});
-  else
-    with_row_shape<T>(channels, aligned, [&](auto shape) { launch(std::integral_constant<int, few>{}, shape); });
+  if (plain) {
+    with_row_shape<T, 4>(channels, aligned, [&](auto shape) {
+      using Shape = decltype(shape);
+      blocks = sum_blocks<Shape>(rows, resident_sum_blocks);
+      if (blocks == 0) return;
+      constexpr int bytes = 2 * RowQueue<Shape, T, stages>::bytes;
+      const auto kernel = norm_backward_kernel<Centred, Shape, T>;
+      cuda_runtime::check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+                          "cudaFuncSetAttribute");
+      kernel<<<static_cast<unsigned>(blocks), Shape::threads, bytes, stream.handle>>>(
+          from.x, up.dout, target.dx, in.weight.data(), mean.data(), rstd.data(),
+          wanted(std::integral_constant<int, few>{}), options.scale);
+      cuda_runtime::check_launch("norm_backward_kernel");
+    });
+  } else if (all) {  // a second norm, or a bias of rms_norm: not through vectors of 16 bytes
+    launch(std::integral_constant<int, all_sums>{}, RowShape<1, 256, 1, true>{});
+  } else {
+    with_row_shape<T, 1>(channels, aligned, [&](auto shape) { launch(std::integral_constant<int, few>{}, shape); });
+  }
   if (!all)  // what no gradient reaches is zero
     for (int k = few; k < all_sums; ++k) sums.lines[k] = nullptr;
   launch_line_sums(sums, blocks, channels, mode);

@@ -11,6 +11,9 @@ namespace detail {
 
 using namespace diffmamba::detail;
 
+/// Rows of a block in shared memory: the present one and the next two.
+inline constexpr int stages = 3;
+
 /// The addends of the residual stream in one row.
 template <class Shape, class T>
 struct StreamRow {
@@ -25,29 +28,110 @@ struct StreamRow {
   }
   /// Their sum from channel c on; zeros past `count` channels.
   __device__ void load(int c, int count, A (&r)[Shape::Unit]) const {
-    const bool there = c < count;
-    A addend[Shape::Unit];
-    load_unit_if(there, x + c, r);
 #pragma unroll
-    for (int i = 0; i < Shape::Unit; ++i) r[i] *= rowscale;
-    if (x1 != nullptr) {
-      load_unit_if(there, x1 + c, addend);
+    for (int i = 0; i < Shape::Unit; ++i) r[i] = 0;
+    if (c >= count) return;
+    StoredUnit<T, Shape::Unit> stored_x, stored_x1;
+    StoredUnit<A, Shape::Unit> stored_residual;
+    stored_x.load(x + c);
+    if (x1 != nullptr) stored_x1.load(x1 + c);
+    if (residual != nullptr) stored_residual.load(residual + c);
 #pragma unroll
-      for (int i = 0; i < Shape::Unit; ++i) r[i] += addend[i];
-    }
-    if (residual != nullptr) {
-      load_unit_if(there, residual + c, addend);
+    for (int i = 0; i < Shape::Unit; ++i) r[i] = stored_x[i] * rowscale;
+    if (x1 != nullptr)
 #pragma unroll
-      for (int i = 0; i < Shape::Unit; ++i) r[i] += addend[i];
-    }
+      for (int i = 0; i < Shape::Unit; ++i) r[i] += stored_x1[i];
+    if (residual != nullptr)
+#pragma unroll
+      for (int i = 0; i < Shape::Unit; ++i) r[i] += stored_residual[i];
   }
 };
 
 // CUDA kernels
 // --------------------------------------------------------------------------------------------------------
 
+/// x alone, without a residual stream: rows pass through shared memory.
 template <bool Centred, class Shape, class T>
 __global__ void __launch_bounds__(Shape::threads)
+    norm_forward_kernel(const __grid_constant__ View<const T, 3, cuda> x_rows,
+                        const __grid_constant__ View<T, 3, cuda> out_rows, const accumulate_t<T>* weights,
+                        const accumulate_t<T>* biases, accumulate_t<T>* mean_out, accumulate_t<T>* rstd_out,
+                        double eps_given, double scale_given) {
+  using A = accumulate_t<T>;
+  constexpr int Unit = Shape::Unit, Vectors = Shape::Vectors;
+  const Index length = x_rows.extent(1), rows = x_rows.extent(0) * length;
+  const int channels = static_cast<int>(x_rows.extent(2));
+  const A per_channel = A(1) / static_cast<A>(channels), eps = static_cast<A>(eps_given);
+  const A scale = static_cast<A>(scale_given);
+  RowSums<Shape, A, 1> over_row;
+  cuda_runtime::let_next_kernel_begin();
+  cuda_runtime::wait_for_earlier_kernels();
+  extern __shared__ __align__(16) unsigned char shared[];
+  unsigned char* free = shared;
+  const RowQueue<Shape, T, stages> queue(free, true);
+  const Index stride = Index{gridDim.x} * Shape::rows;
+  const auto fetch = [&](Index row, int stage) {
+    if (row < rows) queue.fetch(stage, RowPosition(row, length).of(x_rows), channels);
+    mma::commit_copies();
+  };
+  Index row = Index{blockIdx.x} * Shape::rows + Shape::group();
+  for (int stage = 0; stage + 1 < stages; ++stage) fetch(row + stage * stride, stage);
+
+  int stage = 0;
+  for (Index first = Index{blockIdx.x} * Shape::rows; first < rows; first += stride, row += stride) {
+    const int count = row < rows ? channels : 0;  // a row that is not there has no channels
+    const RowPosition at(row < rows ? row : 0, length);
+    const T* const x = at.of(x_rows);
+    mma::wait_for_copies<stages - 2>();
+    fetch(row + (stages - 1) * stride, stage == 0 ? stages - 1 : stage - 1);
+    const auto for_units = [&](auto&& work) {
+      for (int tile = 0; tile < Shape::tiles(channels); ++tile)
+#pragma unroll
+        for (int v = 0; v < Vectors; ++v) {
+          const int c = Shape::channel(tile, v);
+          if (c < count) work(c, queue.unit(stage, v, x, c));
+        }
+    };
+    A sum[1] = {0};
+    for_units([&](int, const auto& unit) {
+#pragma unroll
+      for (int i = 0; i < Unit; ++i) sum[0] += Centred ? unit[i] : unit[i] * unit[i];
+    });
+    over_row(sum);
+    A mean = 0;
+    if constexpr (Centred) {
+      mean = sum[0] * per_channel;
+      sum[0] = 0;
+      for_units([&](int, const auto& unit) {
+#pragma unroll
+        for (int i = 0; i < Unit; ++i) sum[0] += (unit[i] - mean) * (unit[i] - mean);
+      });
+      over_row(sum);
+    }
+    const A rstd = rsqrt(sum[0] * per_channel + eps), factor = scale * rstd;
+    T* const out = at.of(out_rows);
+    for_units([&](int c, const auto& unit) {
+      A y[Unit], weight[Unit];
+      load_unit(weights + c, weight);
+#pragma unroll
+      for (int i = 0; i < Unit; ++i) y[i] = (unit[i] - mean) * factor * weight[i];
+      if (biases != nullptr) {
+        load_unit(biases + c, weight);
+#pragma unroll
+        for (int i = 0; i < Unit; ++i) y[i] += scale * weight[i];
+      }
+      store_unit(out + c, y);
+    });
+    if (count > 0 && Shape::lane() == 0) {
+      if (mean_out != nullptr) mean_out[row] = mean;
+      if (rstd_out != nullptr) rstd_out[row] = rstd;
+    }
+    stage = stage + 1 == stages ? 0 : stage + 1;
+  }
+}
+
+template <bool Centred, class Shape, class T>
+__global__ void __launch_bounds__(Shape::threads, 1024 / Shape::threads)
     add_norm_forward_kernel(const __grid_constant__ Inputs<T, cuda> in, const __grid_constant__ OutputViews<T, cuda> to,
                             const __grid_constant__ View<accumulate_t<T>, 2, cuda> mean_out,
                             const __grid_constant__ View<accumulate_t<T>, 2, cuda> rstd_out, double eps_given,
@@ -59,6 +143,8 @@ __global__ void __launch_bounds__(Shape::threads)
   const bool several = Shape::cut(channels);
   const A per_channel = A(1) / static_cast<A>(channels), scale = static_cast<A>(scale_given);
   RowSums<Shape, A, 1> over_row;
+  cuda_runtime::let_next_kernel_begin();
+  cuda_runtime::wait_for_earlier_kernels();
 
   for (Index first = Index{blockIdx.x} * Shape::rows; first < rows; first += Index{gridDim.x} * Shape::rows) {
     const Index row = first + Shape::group();
@@ -77,7 +163,7 @@ __global__ void __launch_bounds__(Shape::threads)
 
     A sum[1] = {0};
     for (int tile = 0; tile < Shape::tiles(channels); ++tile) {
-      const int c = Shape::channel(tile);
+      const int c = Shape::channel(tile, 0);
       stream.load(c, count, r);
       if (kept != nullptr && c < count) store_unit(kept + c, r);
 #pragma unroll
@@ -89,7 +175,7 @@ __global__ void __launch_bounds__(Shape::threads)
       mean = sum[0] * per_channel;
       sum[0] = 0;
       for (int tile = 0; tile < Shape::tiles(channels); ++tile) {
-        const int c = Shape::channel(tile);
+        const int c = Shape::channel(tile, 0);
         if (several) load_again(c);
         if (c < count)
 #pragma unroll
@@ -97,12 +183,12 @@ __global__ void __launch_bounds__(Shape::threads)
       }
       over_row(sum);
     }
-    const A rstd = A(1) / sqrt(sum[0] * per_channel + static_cast<A>(eps_given));
+    const A rstd = rsqrt(sum[0] * per_channel + static_cast<A>(eps_given));
 
     T* const out = at.of(to.out);
     T* const out1 = at.of(to.out1);
     for (int tile = 0; tile < Shape::tiles(channels); ++tile) {
-      const int c = Shape::channel(tile);
+      const int c = Shape::channel(tile, 0);
       if (several) load_again(c);
       if (c >= count) continue;
       const auto write = [&](const A* weights, const A* biases, T* target) {
@@ -138,17 +224,30 @@ void launch_forward(const Inputs<T, cuda>& in, const Options& options, const Out
                     const View<accumulate_t<T>, 2, cuda>& mean, const View<accumulate_t<T>, 2, cuda>& rstd) {
   const Index rows = in.x.extent(0) * in.x.extent(1);
   if (in.x.size() == 0) return;
-  const auto stream = cuda_runtime::current_stream();
-  const cuda_runtime::DeviceScope scope(stream.device);
+  const cuda_runtime::DeviceScope scope(cuda_runtime::current_stream().device);
+  auto from = in;
+  auto target = to;
+  auto mean_rows = mean, rstd_rows = rstd;
+  flatten_rows(rows, from.x, from.residual, from.x1, from.rowscale, target.out, target.out1, target.residual_out,
+               mean_rows, rstd_rows);
   const bool aligned = all_rows_aligned(in.x, in.weight, in.bias, in.residual, in.x1, in.weight1, in.bias1, to.out,
                                         to.out1, to.residual_out);
-  with_row_shape<T>(in.x.extent(2), aligned, [&](auto shape) {
-    using Shape = decltype(shape);
-    const unsigned blocks = cuda_runtime::blocks_for(rows, Shape::rows);
-    add_norm_forward_kernel<Centred, Shape, T>
-        <<<blocks, Shape::threads, 0, stream.handle>>>(in, to, mean, rstd, options.eps, options.scale);
-    cuda_runtime::check_launch("add_norm_forward_kernel");
-  });
+  if (!in.residual && !in.x1 && !in.weight1 && !in.rowscale && !to.residual_out) {
+    with_row_shape<T, 4>(in.x.extent(2), aligned, [&](auto shape) {
+      using Shape = decltype(shape);
+      launch_resident(norm_forward_kernel<Centred, Shape, T>, "norm_forward_kernel",
+                      (rows + Shape::rows - 1) / Shape::rows, Shape::threads, RowQueue<Shape, T, stages>::bytes,
+                      View<const T, 3, cuda>(from.x), View<T, 3, cuda>(target.out), in.weight.data(), in.bias.data(),
+                      mean.data(), rstd.data(), options.eps, options.scale);
+    });
+  } else {
+    with_row_shape<T, 1>(in.x.extent(2), aligned, [&](auto shape) {
+      using Shape = decltype(shape);
+      launch_rows(add_norm_forward_kernel<Centred, Shape, T>, "add_norm_forward_kernel",
+                  cuda_runtime::blocks_for(rows, Shape::rows), Shape::threads, 0, from, target, mean_rows, rstd_rows,
+                  options.eps, options.scale);
+    });
+  }
 }
 
 }  // namespace detail
