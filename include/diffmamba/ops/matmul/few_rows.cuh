@@ -2,6 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <algorithm>  // std::max
+
 #include "diffmamba/device/hopper.cuh"
 #include "diffmamba/device/mma.cuh"
 #include "diffmamba/device/overlap.cuh"
@@ -19,7 +21,9 @@
 /// w are dealt alike, the product is the same. Warps share k; their sums are added in their order.
 ///
 /// While the kernel before still computes x, the rows of w already move towards L2, or, under WeightsAtRest, into
-/// shared memory. Float operands go through registers and are multiplied and added one by one.
+/// shared memory: by a warp of its own and two chunks at a time, for what the earlier kernels load now and what this
+/// one will load of x queues up behind all that has been asked for. Float operands go through registers and are
+/// multiplied and added one by one.
 namespace diffmamba::detail {
 
 struct FewRows {
@@ -30,6 +34,7 @@ struct FewRows {
   Index x_row, w_row, y_row, y_column, bias_stride;
   Index n;
   int m, k;
+  int chunk;  // elements of k that are brought at a time
   float alpha, beta;
   bool at_rest;  // nobody writes w any more
 };
@@ -76,7 +81,8 @@ inline constexpr int few_rows_turn = 128, few_rows_most_warps = 16;
 
 // CUDA kernels
 
-inline constexpr int few_rows_threads = 256;  // at most
+inline constexpr int few_rows_warps = 8;   // at most, and one that brings the weight
+inline constexpr int few_rows_chunks = 4;  // at most
 
 /// Elements from one row of w to the next in shared memory: neighbours lie in different banks.
 __host__ __device__ constexpr int few_rows_pitch(int k) {
@@ -85,38 +91,54 @@ __host__ __device__ constexpr int few_rows_pitch(int k) {
 
 /// T: bfloat16 or half. `Groups` times 8 rows of w per block.
 template <class T, class C, int Groups>
-__global__ __launch_bounds__(few_rows_threads, 3) void few_rows_kernel(const __grid_constant__ FewRows p) {
+__global__ __launch_bounds__(32 * (few_rows_warps + 1), 3) void few_rows_kernel(const __grid_constant__ FewRows p) {
   constexpr int columns = 8 * Groups, rows = 8, at_once = 8;
   extern __shared__ __align__(128) unsigned char few_rows_memory[];
-  [[maybe_unused]] __shared__ std::uint64_t arrived;
-  __shared__ float sums[few_rows_threads / 32][columns * rows];
+  [[maybe_unused]] __shared__ std::uint64_t arrived[few_rows_chunks];
+  __shared__ float sums[few_rows_warps][columns * rows];
   T* tile = reinterpret_cast<T*>(few_rows_memory);
-  const int threads = blockDim.x, warps = threads / 32, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int threads = blockDim.x - 32, warps = threads / 32, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int group = lane / 4, quad = lane % 4, pitch = few_rows_pitch(p.k);
   const Index first = Index{blockIdx.x} * columns;
   const int count = static_cast<int>(p.n - first < columns ? p.n - first : columns);
   const T* w = static_cast<const T*>(p.w) + first * p.w_row;
 #if __CUDA_ARCH__ >= 900
-  const int bytes = p.k * static_cast<int>(sizeof(T));
-  const auto copy_row = [&] { copy_bulk(tile + lane * pitch, w + lane * p.w_row, bytes, &arrived); };
-  if (warp == 0) {
-    if (lane == 0) {
-      hopper::initialise(&arrived, 1);
-      hopper::publish_barriers();
-      hopper::arrive_expecting(&arrived, count * bytes);
+  const auto bytes_of = [&](int chunk) {
+    const int rest = p.k - chunk * p.chunk;
+    return (rest < p.chunk ? rest : p.chunk) * static_cast<int>(sizeof(T));
+  };
+  const auto copy_chunk = [&](int chunk) {
+    if (lane < count)
+      copy_bulk(tile + lane * pitch + chunk * p.chunk, w + lane * p.w_row + chunk * p.chunk, bytes_of(chunk),
+                &arrived[chunk]);
+  };
+  const int chunks = (p.k + p.chunk - 1) / p.chunk;
+  if (threadIdx.x == 0) {
+    for (int chunk = 0; chunk < chunks; ++chunk) {
+      hopper::initialise(&arrived[chunk], 1);
+      hopper::arrive_expecting(&arrived[chunk], count * bytes_of(chunk));
     }
-    __syncwarp();
-    if (lane < count) p.at_rest ? copy_row() : cuda_runtime::prefetch_to_l2(w + lane * p.w_row, bytes);
+    hopper::publish_barriers();
   }
   __syncthreads();
-  // Not before: the next kernel's weight comes after this one's.
+  if (warp == warps) {
+    if (p.at_rest) {
+      for (int chunk = 0; chunk < chunks; ++chunk) {
+        if (chunk >= 2) hopper::wait(&arrived[chunk - 2], 0);
+        copy_chunk(chunk);
+      }
+    } else if (lane < count) {
+      cuda_runtime::prefetch_to_l2(w + lane * p.w_row, p.k * static_cast<unsigned>(sizeof(T)));
+    }
+  }
   cuda_runtime::let_next_kernel_begin();
   cuda_runtime::wait_for_earlier_kernels();
-  if (!p.at_rest && warp == 0 && lane < count) copy_row();
+  if (warp == warps && !p.at_rest)
+    for (int chunk = 0; chunk < chunks; ++chunk) copy_chunk(chunk);
 #else
   constexpr int vector = 16 / sizeof(T);
   for (int row = 0; row < count; ++row)
-    for (int place = threadIdx.x * vector; place < p.k; place += threads * vector)
+    for (int place = threadIdx.x * vector; place < p.k; place += blockDim.x * vector)
       mma::copy_async(tile + row * pitch + place, w + row * p.w_row + place, true);
   mma::commit_copies();
 #endif
@@ -132,41 +154,46 @@ __global__ __launch_bounds__(few_rows_threads, 3) void few_rows_kernel(const __g
     }
   };
   int begin = warp * 32 + quad * 8;
-  load_x(begin);
+  if (warp < warps) load_x(begin);
 #if __CUDA_ARCH__ >= 900
-  hopper::wait(&arrived, 0);
+  for (int chunk = 0; chunk < chunks; ++chunk) hopper::wait(&arrived[chunk], 0);
 #else
   mma::wait_for_copies<0>();
   __syncthreads();
 #endif
-  // Rows of w from count on are whatever lies there: they make elements that nobody stores.
-  float c[2][Groups][4] = {};
-  while (true) {
+  if (warp < warps) {
+    // Rows of w from count on are whatever lies there: they make elements that nobody stores.
+    float c[2][Groups][4] = {};
+    while (true) {
 #pragma unroll
-    for (int s = 0; s < at_once; ++s) {
-      const int place = begin + s * threads;
+      for (int s = 0; s < at_once; ++s) {
+        const int place = begin + s * threads;
 #pragma unroll
-      for (int i = 0; i < Groups; ++i) {
-        const uint4 b = place < p.k ? *reinterpret_cast<const uint4*>(tile + (i * 8 + group) * pitch + place) : uint4{};
-        mma::multiply_add<T>(c[0][i], {a[s].x, 0u, a[s].y, 0u}, b.x, b.y);
-        mma::multiply_add<T>(c[1][i], {a[s].z, 0u, a[s].w, 0u}, b.z, b.w);
+        for (int i = 0; i < Groups; ++i) {
+          const uint4 b =
+              place < p.k ? *reinterpret_cast<const uint4*>(tile + (i * 8 + group) * pitch + place) : uint4{};
+          mma::multiply_add<T>(c[0][i], {a[s].x, 0u, a[s].y, 0u}, b.x, b.y);
+          mma::multiply_add<T>(c[1][i], {a[s].z, 0u, a[s].w, 0u}, b.z, b.w);
+        }
       }
+      begin += at_once * threads;
+      if (begin - quad * 8 >= p.k) break;
+      load_x(begin);
     }
-    begin += at_once * threads;
-    if (begin - quad * 8 >= p.k) break;
-    load_x(begin);
+#pragma unroll
+    for (int i = 0; i < Groups; ++i)
+#pragma unroll
+      for (int e = 0; e < 2; ++e)  // row `group` of x, rows 2 quad and 2 quad + 1 of w
+        sums[warp][(i * 8 + quad * 2 + e) * rows + group] = c[0][i][e] + c[1][i][e];
   }
-#pragma unroll
-  for (int i = 0; i < Groups; ++i)
-#pragma unroll
-    for (int e = 0; e < 2; ++e)  // row `group` of x, rows 2 quad and 2 quad + 1 of w
-      sums[warp][(i * 8 + quad * 2 + e) * rows + group] = c[0][i][e] + c[1][i][e];
   __syncthreads();
-  for (int element = threadIdx.x; element < columns * rows; element += threads) {
+  for (int element = threadIdx.x; element < columns * rows; element += blockDim.x) {
     const int i = element % rows, j = element / rows;
     if (i >= p.m || j >= count) continue;
     float sum = 0;
-    for (int from = 0; from < warps; ++from) sum += sums[from][element];
+#pragma unroll
+    for (int from = 0; from < few_rows_warps; ++from)
+      if (from < warps) sum += sums[from][element];
     store_few_rows<C>(p, i, first + j, sum);
   }
 }
@@ -236,6 +263,10 @@ inline int few_rows_float_warps(int k) {
   return (turns + each - 1) / each;
 }
 
+/// A quarter of k, whole lines of the cache, and not too little to ask for.
+inline int few_rows_chunk(int k) {
+  return std::max(256, (k + 64 * few_rows_chunks - 1) / (64 * few_rows_chunks) * 64);
+}
 /// Shared memory of a block for so many rows of w.
 inline std::size_t few_rows_bytes(int rows, Index k) {
   return static_cast<std::size_t>(rows) * static_cast<std::size_t>(few_rows_pitch(static_cast<int>(k))) * 2;
@@ -245,13 +276,13 @@ inline constexpr std::size_t few_rows_most_bytes = std::size_t{216} << 10;
 template <class T, class C, int Groups>
 void launch_few_rows(const FewRows& p, cudaStream_t stream) {
   const Index blocks = (p.n + 8 * Groups - 1) / (8 * Groups);
-  const int threads = p.k < 2048 ? 128 : 256;
+  const int warps = p.k < 2048 ? few_rows_warps / 2 : few_rows_warps;
   const auto kernel = few_rows_kernel<T, C, Groups>;
   cuda_runtime::check(
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(few_rows_most_bytes)),
       "cudaFuncSetAttribute");
-  cuda_runtime::launch_overlapped("few_rows_kernel", kernel, dim3(static_cast<unsigned>(blocks)), dim3(threads),
-                                  few_rows_bytes(8 * Groups, p.k), stream, p);
+  cuda_runtime::launch_overlapped("few_rows_kernel", kernel, dim3(static_cast<unsigned>(blocks)),
+                                  dim3(32 * (warps + 1)), few_rows_bytes(8 * Groups, p.k), stream, p);
 }
 template <class T, class C>
 void launch_few_rows(const FewRows& p, cudaStream_t stream) {
@@ -299,6 +330,7 @@ inline bool multiply_few_rows_on_gpu(const GpuMatrix& a, const GpuMatrix& b, con
                   c.columns,
                   static_cast<int>(a.rows),
                   static_cast<int>(a.columns),
+                  few_rows_chunk(static_cast<int>(a.columns)),
                   static_cast<float>(options.alpha),
                   static_cast<float>(options.beta),
                   cuda_runtime::weights_at_rest_of_thread()};
