@@ -3,6 +3,7 @@
 #pragma once
 
 #include "diffmamba/device/cuda.cuh"
+#include "diffmamba/device/overlap.cuh"
 #include "diffmamba/device/pack.cuh"
 #include "diffmamba/math/sigmoid.cuh"
 #include "diffmamba/ops/causal_conv1d/causal_conv1d.hpp"
@@ -38,6 +39,13 @@ __global__ void causal_conv1d_step_one_kernel(DeviceStep<T> in) {
   const Index channel = Index{blockIdx.x % in.channel_blocks} * blockDim.x + threadIdx.x;
   const Index batch = blockIdx.x / in.channel_blocks;
   if (channel >= in.channels) return;
+  cuda_runtime::let_next_kernel_begin();
+  if constexpr (sizeof(A) == 4) {  // while the kernel before still computes x
+    cuda_runtime::prefetch_to_l2(in.weight + channel * in.weight_channel, 16);
+    if (in.slots == nullptr)
+      cuda_runtime::prefetch_to_l2(in.state + batch * in.state_slot + channel * in.state_channel, 16);
+  }
+  cuda_runtime::wait_for_earlier_kernels();
   const Index slot = in.slots != nullptr ? in.slots[batch] : batch;
   T& out = in.out[batch * in.out_batch + channel];
   if (slot < 0 || slot >= in.state_slots) {
@@ -154,6 +162,11 @@ void step(const StepInputs<T, cuda>& in, const std::type_identity_t<View<accumul
   const bool one = arguments.tokens == 1 && arguments.width == 4 && arguments.size == 4 && !in.cache_seqlens &&
                    (sizeof(A) != 4 || (detail::takes_packs<4>(View<const A, 2, cuda>(in.weight)) &&
                                        detail::takes_packs<4>(View<A, 3, cuda>(conv_state))));
+  if (one && blocks <= 1024) {  // all of them on the GPU at once, and room for the next kernel's
+    cuda_runtime::launch_overlapped("causal_conv1d_step_one_kernel", detail::causal_conv1d_step_one_kernel<T>, blocks,
+                                    threads, 0, stream.handle, arguments);
+    return;
+  }
   if (one)
     detail::causal_conv1d_step_one_kernel<T><<<blocks, threads, 0, stream.handle>>>(arguments);
   else
