@@ -11,6 +11,7 @@
 #include "diffmamba/device/graph.hpp"
 #include "diffmamba/device/pinned.hpp"
 #include "diffmamba/generate/device_sampler.hpp"
+#include "diffmamba/ops/matmul/matmul.hpp"  // WeightsAtRest
 
 namespace diffmamba {
 
@@ -87,6 +88,7 @@ class DeviceDecoder {
   void advance() {
     require(draws_ > 0, "generate: nothing was drawn that the state could see");
     const cuda_runtime::StreamScope on(stream_);
+    const cuda_runtime::WeightsAtRest at_rest;  // the model is const, and the state's own weights were made long ago
     const auto work = [this] {
       model_->step_on_device(tokens_, *state_);
       sample();

@@ -85,49 +85,81 @@ __device__ inline unsigned long long mass_of(float weight, int bits) {
   return shift >= 0 ? mantissa << shift : mantissa >> -shift;
 }
 
+inline constexpr int sampler_list = 4096;
+
 /// Finds, two bits at a time, the smallest key whose mass and that of all smaller keys together are more than `budget`.
-/// `below`: the mass of all smaller keys. False if there is no such key. Integer sums: no order matters.
+/// `below`: the mass of all smaller keys. False if there is no such key. The mass follows from the key; keys of mass 0
+/// do not count. As soon as no more than sampler_list keys are left they are copied into `list`. Integer sums: no order
+/// matters.
 template <class Key, class Mass>
 __device__ inline bool select_by_mass(int size, unsigned long long budget, const Key& key, const Mass& mass,
-                                      unsigned& found, unsigned long long& below) {
+                                      unsigned* list, unsigned& found, unsigned long long& below) {
   constexpr int warps = sampler_threads / 32;
   __shared__ unsigned long long sums[2][4][warps];  // in turns, so that one barrier a round is enough
+  __shared__ int counts[2][4][warps];
+  __shared__ int listed;
   const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
+  bool from_list = false;
   found = 0;
   below = 0;
   __syncthreads();
   for (int shift = 30; shift >= 0; shift -= 2) {
+    // The keys with each next digit: how many, and their mass.
     unsigned long long sum[4] = {};
+    int count[4] = {};
     for (int i = static_cast<int>(threadIdx.x); i < size; i += sampler_threads) {
-      const unsigned bits = key(i);
+      const unsigned bits = from_list ? list[i] : key(i);
       if (shift < 30 && ((bits ^ found) >> (shift + 2)) != 0) continue;
+      const unsigned long long m = mass(bits);
+      if (m == 0) continue;
       const unsigned digit = (bits >> shift) & 3u;
-      const unsigned long long m = mass(i);
 #pragma unroll
-      for (unsigned d = 0; d < 4; ++d) sum[d] += digit == d ? m : 0ull;
+      for (unsigned d = 0; d < 4; ++d) {
+        sum[d] += digit == d ? m : 0ull;
+        count[d] += digit == d ? 1 : 0;
+      }
     }
-    auto& turn = sums[(shift / 2) % 2];
+    const int turn = (shift / 2) % 2;
 #pragma unroll
     for (int d = 0; d < 4; ++d) {
 #pragma unroll
       for (int step = 16; step > 0; step /= 2) sum[d] += __shfl_xor_sync(0xffffffffu, sum[d], step);
-      if (lane == 0) turn[d][warp] = sum[d];
+      count[d] = __reduce_add_sync(0xffffffffu, count[d]);
+      if (lane == 0) {
+        sums[turn][d][warp] = sum[d];
+        counts[turn][d][warp] = count[d];
+      }
     }
     __syncthreads();
     unsigned digit = 4;
+    int left = 0;
 #pragma unroll
     for (unsigned d = 0; d < 4; ++d) {
-      unsigned long long all = turn[d][lane];
+      unsigned long long all = sums[turn][d][lane];
 #pragma unroll
       for (int step = 16; step > 0; step /= 2) all += __shfl_xor_sync(0xffffffffu, all, step);
+      const int keys = __reduce_add_sync(0xffffffffu, counts[turn][d][lane]);
       if (digit < 4) continue;
-      if (all != 0 && below + all > budget)
+      if (below + all > budget && keys > 0) {
         digit = d;
-      else
+        left = keys;
+      } else {
         below += all;
+      }
     }
     if (digit == 4) return false;
     found |= digit << shift;
+    if (!from_list && left <= sampler_list) {
+      if (threadIdx.x == 0) listed = 0;
+      __syncthreads();
+      for (int i = static_cast<int>(threadIdx.x); i < size; i += sampler_threads) {
+        const unsigned bits = key(i);
+        if (((bits ^ found) >> shift) == 0 && mass(bits) != 0) list[atomicAdd(&listed, 1)] = bits;
+      }
+      __syncthreads();
+      from_list = true;
+      size = left;
+    }
   }
   return true;
 }
@@ -153,6 +185,7 @@ __global__ void __launch_bounds__(detail::sampler_threads, 1)
   constexpr int threads = detail::sampler_threads;
   extern __shared__ float shared_row[];
   __shared__ int drawn;
+  __shared__ unsigned list[detail::sampler_list];
   const Index row = blockIdx.x;
   const int size = static_cast<int>(logits.extent(1)), thread = static_cast<int>(threadIdx.x);
   const R* from = logits.data() + row * logits.stride(0);
@@ -199,7 +232,7 @@ __global__ void __launch_bounds__(detail::sampler_threads, 1)
       unsigned long long below = 0;
       detail::select_by_mass(
           size, static_cast<unsigned long long>(options.top_k) - 1,
-          [&](int v) { return ~detail::ordered_bits(values[v]); }, [](int) { return 1ull; }, key, below);
+          [&](int v) { return ~detail::ordered_bits(values[v]); }, [](unsigned) { return 1ull; }, list, key, below);
       const unsigned bits = ~key;
       least = __uint_as_float((bits >> 31) != 0 ? bits ^ 0x80000000u : ~bits);
     }
@@ -216,7 +249,7 @@ __global__ void __launch_bounds__(detail::sampler_threads, 1)
     const auto mass = [&](int v) { return detail::mass_of(values[v], options.mass_bits); };
     // From here on every thread has a run of neighbouring tokens.
     const int run = (size + threads - 1) / threads;
-    const int begin = min(thread * run, size), end = min(begin + run, size);
+    const int begin = ::min(thread * run, size), end = ::min(begin + run, size);
     unsigned long long sum = 0, total = 0;
     if (options.top_p < 1) {
       for (int v = begin; v < end; ++v) sum += mass(v);
@@ -227,7 +260,10 @@ __global__ void __launch_bounds__(detail::sampler_threads, 1)
       unsigned long long below = 0, equals = 0;
       const auto bits = [&](int v) { return __float_as_uint(values[v]); };
       unsigned long long dropped = ~0ull;  // so many of those with the weight of `key`
-      if (detail::select_by_mass(size, budget, bits, mass, key, below))
+      if (detail::select_by_mass(
+              size, budget, bits,
+              [&](unsigned word) { return detail::mass_of(__uint_as_float(word), options.mass_bits); }, list, key,
+              below))
         dropped = (budget - below) / detail::mass_of(__uint_as_float(key), options.mass_bits);
       else
         key = __float_as_uint(1.0f);
@@ -306,7 +342,7 @@ void device_sample(const SampleArrays<R>& arrays, const SamplerOptions& options,
   int most = 0;
   cuda_runtime::check(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, stream.device),
                       "cudaDeviceGetAttribute");
-  constexpr Index fixed = 8192;  // more than the kernel's own shared memory
+  constexpr Index fixed = 24576;  // more than the kernel's own shared memory
   const Index bytes = size * static_cast<Index>(sizeof(float));
   const bool in_shared = bytes + fixed <= most;
   const auto mark = workspace.mark();
