@@ -3,7 +3,7 @@
 // The training step of whole models in bfloat16 with float parameters: upload of a batch, forward, backward, clipping,
 // AdamW. Time on the host's clock over several steps, the GPU always busy; memory as the driver counts it.
 //
-//   bench_gpu_training_step [--filter WORD] [--json] [--steps N] [--recompute]
+//   bench_gpu_training_step [--filter WORD] [--json] [--steps N] [--recompute | --recompute-convolution]
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -20,10 +20,11 @@ using dm::Index;
 
 int main(int argc, char** argv) {
   int steps = 10;
-  bool recompute = false;
+  auto recompute = dm::Recompute::nothing;
   for (int i = 1; i < argc; ++i) {
     if (std::strcmp(argv[i], "--steps") == 0 && i + 1 < argc) steps = std::atoi(argv[i + 1]);
-    recompute |= std::strcmp(argv[i], "--recompute") == 0;
+    if (std::strcmp(argv[i], "--recompute") == 0) recompute = dm::Recompute::mixer;
+    if (std::strcmp(argv[i], "--recompute-convolution") == 0) recompute = dm::Recompute::convolution;
   }
   const gpu::Report report(argc, argv, "training_step");
   for (const auto& one : gpu::model_cases()) {

@@ -95,11 +95,13 @@ TEST_CASE_TEMPLATE("recompute changes no bit and keeps less", T, float, bfloat16
   const double loss = model.forward_backward(batch.tokens, batch.targets, {.dropout = Philox{2}});
   const auto kept = all_gradients(model);
   const auto bytes = model.saved_bytes();
-  model.set_recompute(true);
-  model.zero_gradients();
-  CHECK(model.forward_backward(batch.tokens, batch.targets, {.dropout = Philox{2}}) == loss);
-  CHECK(all_gradients(model) == kept);
-  CHECK(model.saved_bytes() < bytes / 2);
+  for (const auto recompute : {Recompute::convolution, Recompute::mixer}) {
+    model.set_recompute(recompute);
+    model.zero_gradients();
+    CHECK(model.forward_backward(batch.tokens, batch.targets, {.dropout = Philox{2}}) == loss);
+    CHECK(all_gradients(model) == kept);
+    CHECK(model.saved_bytes() < (recompute == Recompute::mixer ? bytes / 2 : bytes));
+  }
 }
 
 TEST_CASE_TEMPLATE("decoding agrees with one pass; a state keeps its memory and can be copied", T, float, bfloat16,

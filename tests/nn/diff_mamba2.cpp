@@ -62,9 +62,9 @@ TEST_CASE("both paths: one input product, one convolution, one scan, one output 
 }
 
 TEST_CASE("Saved takes what its header states") {
-  // d_inner 32, 4 heads, 1 group, state 16, of two paths: x, gated, zxbcdt, convolution, scan, norms, states of the
+  // d_inner 32, 4 heads, 1 group, state 16, of two paths: x, zxbcdt, convolution, scan, norms, states of the
   // scan's chunks of 64; then the difference and its norm.
-  const Index paths = 32 + 2 * 32 + 2 * (2 * 32 + 2 * 16 + 4) + 2 * (32 + 2 * 16) + 2 * 32 + 2 + 2 * 4 * 8 * 16 / 64;
+  const Index paths = 32 + 2 * (2 * 32 + 2 * 16 + 4) + 2 * (32 + 2 * 16) + 2 * 32 + 2 + 2 * 4 * 8 * 16 / 64;
   Double::Options options{.mixer = {.d_model = 32, .d_state = 16, .expand = 1, .headdim = 8}};
   check_mixer_saved<Double>(options, 2, 128, paths + 32 + 1);
   options.differential.norm = dm::Norm::before;

@@ -87,8 +87,9 @@ class OnDevice<T, Rank, cpu> {
 ///   + 2 n * d_model and what one mixer needs inside its backward pass
 ///
 /// Nothing is ever taken per layer but what the first line says. `saved_bytes` is its value in the last step, counted.
-/// With `set_recompute` a layer keeps 2 d_model + 1 (the residual stream and the mixer's input) instead of d_model + 1
-/// and what the mixer states, which exists for one layer at a time, and each mixer's forward pass is run twice.
+/// With set_recompute(Recompute::mixer) a layer keeps 2 d_model + 1 (the residual stream and the mixer's input) instead
+/// of d_model + 1 and what the mixer states, which exists for one layer at a time, and each mixer's forward pass is run
+/// twice; with Recompute::convolution it keeps all but the result of the convolution.
 ///
 /// Const members may be called from several threads at once, each with a State of its own.
 template <Device DeviceType, class Compute = float, class Param = accumulate_t<Compute>, class... Mixers>
@@ -190,7 +191,7 @@ class LanguageModel : public Module<LanguageModel<DeviceType, Compute, Param, Mi
   void release_masters() { diffmamba::release_masters(*this, flat_); }
 
   /// Trades time for memory: see above. Changes no bit of any result.
-  void set_recompute(bool recompute) {
+  void set_recompute(Recompute recompute) {
     for (auto& any : blocks_) std::visit([&](auto& block) { block.set_recompute(recompute); }, any);
   }
 

@@ -12,8 +12,8 @@ namespace diffmamba {
 struct BlockOptions {
   NormKind norm = NormKind::rms_norm;
   double eps = 1e-5;
-  double dropout = 0.0;    // of the mixer's output, while training
-  bool recompute = false;  // keep the mixer's input only, and run the mixer again in the backward pass
+  double dropout = 0.0;  // of the mixer's output, while training
+  Recompute recompute = Recompute::nothing;
 };
 
 /// A pre-norm residual block around any mixer, as the official one: the residual stream, which stays in float, is added
@@ -34,11 +34,11 @@ class Block : public Module<Block<MixerType>> {
   using R = accumulate_t<T>;
   using State = typename MixerType::State;
 
-  /// The norm's and the mixer's; with recompute the norm's and sizeof(T) * d_model per token.
+  /// The norm's and the mixer's; with Recompute::mixer the norm's and sizeof(T) * d_model per token.
   struct Saved {
     typename AddNorm<T, D>::Saved norm;
     typename MixerType::Saved mixer;
-    Tensor<T, 3, D> mixer_input;  // with recompute, instead of the mixer's
+    Tensor<T, 3, D> mixer_input;  // with Recompute::mixer, instead of the mixer's
     StepRandom random;            // of the dropout
     /// The residual stream as it left the block: what the next one adds to. Lives until backward.
     const Tensor<R, 3, D>& residual() const { return norm.residual; }
@@ -47,6 +47,7 @@ class Block : public Module<Block<MixerType>> {
   Block(Index d_model, const typename MixerType::Options& mixer, const BlockOptions& o = {})
       : options_(o), norm_(d_model, o.norm, o.eps), mixer_(mixer) {
     require(0 <= o.dropout && o.dropout < 1, "block: dropout is ", o.dropout, ", expected 0 or more and less than 1");
+    set_recompute(o.recompute);
   }
 
   void initialize(Philox random, const Initialization& how = {}) {
@@ -60,8 +61,9 @@ class Block : public Module<Block<MixerType>> {
                           const StepRandom& random = {}) const {
     auto x = norm_.forward(hidden, residual, saved.norm);
     typename MixerType::Saved forgotten;
-    if (options_.recompute) saved.mixer_input = x;
-    auto out = mixer_.forward(std::move(x), options_.recompute ? forgotten : saved.mixer);
+    const bool again = options_.recompute == Recompute::mixer;
+    if (again) saved.mixer_input = x;
+    auto out = mixer_.forward(std::move(x), again ? forgotten : saved.mixer);
     saved.random = random;
     if (options_.dropout > 0)
       dropout::forward(View<const T, 3, D>(out.view()), {.p = options_.dropout, .random = random}, out.view());
@@ -102,7 +104,10 @@ class Block : public Module<Block<MixerType>> {
   }
 
   /// From the next forward pass on.
-  void set_recompute(bool recompute) { options_.recompute = recompute; }
+  void set_recompute(Recompute recompute) {
+    options_.recompute = recompute;
+    set_recompute_convolution(mixer_, recompute == Recompute::convolution);
+  }
 
   MixerType& mixer() { return mixer_; }
   const MixerType& mixer() const { return mixer_; }

@@ -50,7 +50,7 @@ class DiffMamba2E : public Module<DiffMamba2E<T, DeviceType>> {
   };
 
   using Options = DiffMamba2EOptions;
-  /// Mamba-2's, and sizeof(T) * d_model / 2 per token.
+  /// Mamba-2's of one mixer, and sizeof(T) * d_model / 2 per token.
   struct Saved {
     Tensor<T, 3, D> x, gated, u;
     typename Inner::Saved inner;
@@ -80,8 +80,9 @@ class DiffMamba2E : public Module<DiffMamba2E<T, DeviceType>> {
 
   Tensor<T, 3, D> forward(Tensor<T, 3, D> x, Saved& saved) const {
     saved.x = std::move(x);
-    saved.gated = inner_.forward(std::as_const(saved.x), saved.inner);
-    saved.u = folded_difference(saved.gated);
+    auto gated = inner_.forward(std::as_const(saved.x), saved.inner);
+    saved.u = folded_difference(gated);
+    if (!rebuilds_gated(inner_)) saved.gated = std::move(gated);
     return normalize(saved.u, &saved.norm);
   }
   Tensor<T, 3, D> forward(const View<const T, 3, D>& x) const {
@@ -104,28 +105,28 @@ class DiffMamba2E : public Module<DiffMamba2E<T, DeviceType>> {
     }
     const auto lambda = lambda_.value();
     Tensor<R, 1, D> dlambda(lambda.extents());
-    auto dgated = Tensor<T, 3, D>::uninitialized(saved.gated.extents());
-    {
-      const Folded folded(*this, lambda);
-      auto dweight = Tensor<R, 2, D>::uninitialized(folded.weight.extents());
-      Tensor<R, 2, D> dbias;
-      if (out_proj_.bias) dbias = Tensor<R, 2, D>::uninitialized(folded.bias.extents());
-      linear::backward(
-          folded.inputs(saved.gated), as_rows(std::as_const(du)),
-          linear::GradientViews<T, D>{.dx = as_rows(dgated), .dweight = dweight, .dbias = column(dbias.view())});
-      fold_halves_backward(std::as_const(out_proj_.weight).value(), lambda.view(), std::as_const(dweight).view(),
-                           out_proj_.weight.gradient(), dlambda.view());
-      if (out_proj_.bias)
-        fold_halves_backward(matrix(std::as_const(out_proj_.bias).value()), lambda.view(), std::as_const(dbias).view(),
-                             matrix(out_proj_.bias.gradient()), dlambda.view());
-    }
-    if (options_.lambda != Lambda::none) lambda_.backward(dlambda);
-    saved.gated = {};
-    auto dx = inner_.backward(saved.x, dgated, saved.inner);
-    saved.x = {};
-    return dx;
+    const Folded folded(*this, lambda);
+    auto dgated = Tensor<T, 3, D>::uninitialized(Extents{du.extent(0), du.extent(1), folded.weight.extent(1)});
+    linear::backward(folded.inputs(dgated.view()), as_rows(std::as_const(du)),
+                     linear::GradientViews<T, D>{.dx = as_rows(dgated)});
+    const auto x = std::move(saved.x);
+    return backward_through(
+        inner_, x.view(), dgated.view(), std::move(saved.gated), saved.inner, [&](const View<const T, 3, D>& gated) {
+          auto dweight = Tensor<R, 2, D>::uninitialized(folded.weight.extents());
+          Tensor<R, 2, D> dbias;
+          if (out_proj_.bias) dbias = Tensor<R, 2, D>::uninitialized(folded.bias.extents());
+          linear::backward(folded.inputs(gated), as_rows(std::as_const(du)),
+                           linear::GradientViews<T, D>{.dweight = dweight, .dbias = column(dbias.view())});
+          fold_halves_backward(std::as_const(out_proj_.weight).value(), lambda.view(), std::as_const(dweight).view(),
+                               out_proj_.weight.gradient(), dlambda.view());
+          if (out_proj_.bias)
+            fold_halves_backward(matrix(std::as_const(out_proj_.bias).value()), lambda.view(),
+                                 std::as_const(dbias).view(), matrix(out_proj_.bias.gradient()), dlambda.view());
+          if (options_.lambda != Lambda::none) lambda_.backward(dlambda);
+        });
   }
 
+  void set_recompute_convolution(bool recompute) { inner_.set_recompute_convolution(recompute); }
   State make_state(Index batch) const {
     return {inner_.make_state(batch), std::make_shared<const Folded>(*this, lambda_.value())};
   }
@@ -165,7 +166,7 @@ class DiffMamba2E : public Module<DiffMamba2E<T, DeviceType>> {
       bias = Tensor<R, 2, D>::uninitialized(Extents{m.half_, Index{1}});
       fold_halves(matrix(m.out_proj_.bias.value()), lambda.view(), bias.view());
     }
-    linear::Inputs<T, D> inputs(const Tensor<T, 3, D>& gated) const {
+    linear::Inputs<T, D> inputs(const View<const T, 3, D>& gated) const {
       return {.x = as_rows(gated), .weight = weight, .bias = column(bias.view())};
     }
   };

@@ -75,9 +75,10 @@ class DiffS6 : public Module<DiffS6<T, DeviceType>> {
   Tensor<T, 3, D> forward(Tensor<T, 3, D> x, Saved& saved) const {
     saved.x = std::move(x);
     saved.xz = project(saved.x);
-    saved.conv_out = convolve(saved.xz, {});
-    saved.dtBC = project_scan(saved.conv_out);
-    saved.gated = scan(saved.xz, saved.conv_out, saved.dtBC, &saved.scan, {}, {});
+    auto conv_out = convolve(saved.xz, {});
+    saved.dtBC = project_scan(conv_out);
+    saved.gated = scan(saved.xz, conv_out, saved.dtBC, &saved.scan, {}, {});
+    if (!recompute_convolution_) saved.conv_out = std::move(conv_out);
     return out_proj_.forward(saved.gated);
   }
   Tensor<T, 3, D> forward(const View<const T, 3, D>& x) const {
@@ -91,6 +92,7 @@ class DiffS6 : public Module<DiffS6<T, DeviceType>> {
     const auto& s = sizes_;
     const DiffS6& self = *this;
     const Index batch = saved.x.extent(0), length = saved.x.extent(1);
+    if (!saved.conv_out) saved.conv_out = convolve(saved.xz, {});
     // gated = g1 - g2: dg1 = dgated, dg2 = -dgated
     auto dpaths = Tensor<T, 3, D>::uninitialized(Extents{batch, length, 2 * s.d_inner});
     {
@@ -155,6 +157,7 @@ class DiffS6 : public Module<DiffS6<T, DeviceType>> {
     return dx;
   }
 
+  void set_recompute_convolution(bool recompute) { recompute_convolution_ = recompute; }
   State make_state(Index batch) const {
     return {.conv_state = Tensor<R, 3, D>(Extents{batch, sizes_.d_inner, sizes_.d_conv}),
             .ssm_state = Tensor<R, 3, D>(Extents{batch, 2 * sizes_.d_inner, sizes_.d_state})};
@@ -292,6 +295,7 @@ class DiffS6 : public Module<DiffS6<T, DeviceType>> {
 
   Options options_;
   MambaSizes sizes_;
+  bool recompute_convolution_ = false;
   Linear<T, D> in_proj_;
   Parameter<R, 2, D> conv_weight_;  // (d_inner, d_conv)
   Parameter<R, 1, D> conv_bias_;

@@ -161,6 +161,7 @@ class DiffS6Mamba2 : public Module<DiffS6Mamba2<T, DeviceType>> {
     return dx;
   }
 
+  void set_recompute_convolution(bool recompute) { core_.set_recompute_convolution(recompute); }
   State make_state(Index batch) const { return core_.make_state(Laid(*this).weights, batch); }
   Tensor<T, 3, D> prefill(const View<const T, 3, D>& x, State& state) const { return run(x, &state); }
 

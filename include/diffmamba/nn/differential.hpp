@@ -170,6 +170,7 @@ class Differential : public Module<Differential<MixerType>> {
     return dx;
   }
 
+  void set_recompute_convolution(bool recompute) { paths_.set_recompute_convolution(recompute); }
   State make_state(Index batch) const {
     const auto lambda = lambda_.value();
     return paths_.make_state(batch, norm_before() ? View<const R, 1, D>{} : lambda.view(), folded_scale());

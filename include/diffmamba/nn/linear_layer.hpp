@@ -118,6 +118,20 @@ class Linear : public Module<Linear<T, DeviceType>> {
     return dx;
   }
 
+  /// The two halves of backward, for who has not got x yet.
+  Tensor<T, 3, DeviceType> backward_input(const View<const T, 3, DeviceType>& dout) const {
+    auto dx = Tensor<T, 3, DeviceType>::uninitialized(Extents{dout.extent(0), dout.extent(1), weight.extent(1)});
+    const Rows<T, DeviceType> dout_rows(dout);
+    linear::backward(inputs(as_rows(std::as_const(dx))), dout_rows.view(),
+                     linear::GradientViews<T, DeviceType>{.dx = as_rows(dx)});
+    return dx;
+  }
+  void backward_parameters(const View<const T, 3, DeviceType>& x, const View<const T, 3, DeviceType>& dout) {
+    const Rows<T, DeviceType> rows(x), dout_rows(dout);
+    linear::backward(std::as_const(*this).inputs(rows), dout_rows.view(),
+                     {.dweight = weight.gradient(), .dbias = bias.gradient()}, GradientMode::add);
+  }
+
   template <class Self, class F>
   static void parameters(Self& self, F&& f) {
     f("weight", self.weight);

@@ -85,7 +85,7 @@ class MambaInner {
   /// Elements of T per token: paths * (3 d_inner + x_proj_rows), and the scan's states. delta is computed again.
   struct Saved {
     Tensor<T, 3, D> xz;        // (batch, length, 2 * paths * d_inner)
-    Tensor<T, 3, D> conv_out;  // (batch, length, paths * d_inner)
+    Tensor<T, 3, D> conv_out;  // (batch, length, paths * d_inner), unless computed again
     Tensor<T, 4, D> dtBC;      // (batch, length, paths, x_proj_rows)
     selective_scan::Saved<T, D> scan;
   };
@@ -114,13 +114,16 @@ class MambaInner {
   Index d_model() const { return sizes_.d_model; }
   bool bias() const { return options_.bias; }
   const Options& options() const { return options_; }
+  void set_recompute_convolution(bool recompute) { recompute_convolution_ = recompute; }
 
   Tensor<T, 3, D> forward(const View<const T, 3, D>& x, Saved& saved) const {
     saved.xz = project(x);
-    saved.conv_out = Tensor<T, 3, D>::uninitialized(shape(x, sizes_.d_inner));
-    convolve(xs(saved.xz), saved.conv_out.view(), {});
-    saved.dtBC = project_scan(saved.conv_out);
-    return scan(saved.xz, saved.conv_out, saved.dtBC, &saved.scan, nullptr, {});
+    auto conv_out = Tensor<T, 3, D>::uninitialized(shape(x, sizes_.d_inner));
+    convolve(xs(saved.xz), conv_out.view(), {});
+    saved.dtBC = project_scan(conv_out);
+    auto gated = scan(saved.xz, conv_out, saved.dtBC, &saved.scan, nullptr, {});
+    if (!recompute_convolution_) saved.conv_out = std::move(conv_out);
+    return gated;
   }
   /// Inference: from `state` where there is one, which is advanced by any number of tokens.
   Tensor<T, 3, D> forward(const View<const T, 3, D>& x, State* state = nullptr) const {
@@ -152,6 +155,10 @@ class MambaInner {
     const auto& s = sizes_;
     const MambaInner& self = *this;
     const Index channels = s.paths * s.d_inner;
+    if (!saved.conv_out) {
+      saved.conv_out = Tensor<T, 3, D>::uninitialized(shape(x, s.d_inner));
+      convolve(xs(saved.xz), saved.conv_out.view(), {});
+    }
     auto dxz = Tensor<T, 3, D>::uninitialized(saved.xz.extents());
     auto dconv = Tensor<T, 3, D>::uninitialized(saved.conv_out.extents());
     auto ddtBC = Tensor<T, 4, D>::uninitialized(saved.dtBC.extents());
@@ -391,6 +398,7 @@ class MambaInner {
 
   Options options_;
   MambaSizes sizes_;
+  bool recompute_convolution_ = false;
   Parameter<T, 2, D> in_proj_weight_;  // (2 * paths * d_inner, d_model): x of all paths, then z
   Parameter<R, 1, D> in_proj_bias_;
   Parameter<R, 2, D> conv_weight_;  // (paths * d_inner, d_conv)

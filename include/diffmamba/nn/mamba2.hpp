@@ -39,6 +39,7 @@ class Mamba2Inner {
   Index d_model() const { return core_.sizes().d_model; }
   bool bias() const { return options_.bias; }
   const Options& options() const { return options_; }
+  void set_recompute_convolution(bool recompute) { core_.set_recompute_convolution(recompute); }
 
   Tensor<T, 3, D> forward(const View<const T, 3, D>& x, Saved& saved) const {
     const auto w = weights(*this);
@@ -48,10 +49,12 @@ class Mamba2Inner {
     const auto w = weights(*this);
     return core_.forward(w, core_.project(w, x), state);
   }
-  Tensor<T, 3, D> backward(const View<const T, 3, D>& x, const View<T, 3, D>& dgated, Saved& saved) {
+  bool rebuilds_gated() const { return Core::rebuilds_gated(weights(*this)); }
+  Tensor<T, 3, D> backward(const View<const T, 3, D>& x, const View<T, 3, D>& dgated, Saved& saved,
+                           const View<T, 3, D>& gated = {}) {
     const auto w = weights(std::as_const(*this));
     const auto g = gradients();
-    const auto dzxbcdt = core_.backward(w, dgated, saved, g);
+    const auto dzxbcdt = core_.backward(w, dgated, saved, g, gated);
     return core_.project_backward(w, x, dzxbcdt, g);
   }
   State make_state(Index batch) const { return core_.make_state(weights(*this), batch); }
@@ -155,8 +158,8 @@ class Mamba2Inner {
 ///   auto state = mixer.make_state(batch);
 ///   auto h = mixer.prefill(prompt, state), t = mixer.step(token, state);
 ///
-/// Saved, in elements of T per token: 2 d_model-wide tensors of a projection's input and output, d_in_proj + conv_dim +
-/// d_ssm, and what the scan and the norm state.
+/// Saved, in elements of T per token: d_model (the input), d_in_proj + conv_dim + d_ssm, and what the scan and the norm
+/// state; without the norm also what goes into out_proj.
 template <class T, Device DeviceType = cpu>
 class Mamba2 : public ProjectedMixer<Mamba2Inner<T, DeviceType>> {
  public:

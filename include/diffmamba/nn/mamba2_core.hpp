@@ -144,13 +144,14 @@ class Mamba2Core {
     bool norm_before_gate = false;
     NormGroups norm_groups = NormGroups::per_group;
     double eps = 1e-5;
+    bool recompute_convolution = false;
   };
 
   /// Bytes per token: sizeof(T) * paths * (d_in_proj + conv_dim + d_ssm with the norm), the norm's 4 per group, and the
-  /// states of the scan's chunks.
+  /// states of the scan's chunks. Without conv_dim where the convolution is computed again.
   struct Saved {
     Tensor<T, 3, D> zxbcdt;    // (batch, length, paths * d_in_proj)
-    Tensor<T, 3, D> conv_out;  // (batch, length, paths * conv_dim)
+    Tensor<T, 3, D> conv_out;  // (batch, length, paths * conv_dim), unless computed again
     Tensor<T, 3, D> y;         // (batch, length, paths * d_ssm), with the norm
     ssd::Saved<T, D> scan;
     gated_rms_norm::Saved<T, D> norm;
@@ -173,6 +174,7 @@ class Mamba2Core {
   Mamba2Core(const Mamba2Sizes& sizes, const Options& options) : sizes_(sizes), options_(options) {}
 
   const Mamba2Sizes& sizes() const { return sizes_; }
+  void set_recompute_convolution(bool recompute) { options_.recompute_convolution = recompute; }
 
   /// (batch, length, d_model) -> zxbcdt
   Tensor<T, 3, D> project(const Weights& w, const View<const T, 3, D>& x) const {
@@ -186,9 +188,11 @@ class Mamba2Core {
   /// zxbcdt -> gated, (batch, length, paths * width). Training: `saved` takes zxbcdt.
   Tensor<T, 3, D> forward(const Weights& w, Tensor<T, 3, D> zxbcdt, Saved& saved) const {
     saved.zxbcdt = std::move(zxbcdt);
-    saved.conv_out = Tensor<T, 3, D>::uninitialized(shape(saved.zxbcdt, sizes_.conv_dim()));
+    auto conv_out = Tensor<T, 3, D>::uninitialized(shape(saved.zxbcdt, sizes_.conv_dim()));
     if (w.norm_weight) saved.y = Tensor<T, 3, D>::uninitialized(shape(saved.zxbcdt, sizes_.d_ssm));
-    return run(w, saved.zxbcdt.view(), saved.conv_out.view(), &saved, {}, {});
+    auto gated = run(w, saved.zxbcdt.view(), conv_out.view(), &saved, {}, {});
+    if (!options_.recompute_convolution) saved.conv_out = std::move(conv_out);
+    return gated;
   }
 
   /// Inference: from `state` where there is one, which is advanced by any number of tokens.
@@ -204,25 +208,41 @@ class Mamba2Core {
     return out;
   }
 
-  /// From dgated, which is overwritten, to dzxbcdt; adds into the gradients. Uses `saved` up.
-  Tensor<T, 3, D> backward(const Weights& w, const View<T, 3, D>& dgated, Saved& saved,
-                           const WeightGradients& g) const {
+  /// Whether backward can write what forward returned again: with the norm, from whose inputs it follows.
+  static bool rebuilds_gated(const Weights& w) { return bool(w.norm_weight); }
+
+  /// From dgated, which is overwritten, to dzxbcdt; adds into the gradients. Uses `saved` up. `gated`, where it is
+  /// given, becomes what forward returned.
+  Tensor<T, 3, D> backward(const Weights& w, const View<T, 3, D>& dgated, Saved& saved, const WeightGradients& g,
+                           const View<T, 3, D>& gated = {}) const {
     const auto& s = sizes_;
     require(bool(saved.zxbcdt), "mamba2: backward without a forward before it; every Saved serves once");
     const Index batch = saved.zxbcdt.extent(0);
     const Cut<const T> in(s, saved.zxbcdt.view());
-    const CutConv<const T> conv(s, saved.conv_out.view());
+    if (!saved.conv_out) {
+      saved.conv_out = Tensor<T, 3, D>::uninitialized(shape(saved.zxbcdt, s.conv_dim()));
+      convolve(w, in.xBC, saved.conv_out.view(), nullptr);
+    }
+    const CutConv<const T> conv(s, std::as_const(saved.conv_out).view());
     auto dzxbcdt = Tensor<T, 3, D>::uninitialized(saved.zxbcdt.extents());
     const Cut<T> d(s, dzxbcdt.view());
     const auto dy = dgated.template slice<2>(s.paths * s.d_mlp, s.paths * s.width());
+    View<T, 3, D> normed;
+    if (gated) {
+      require(rebuilds_gated(w), "mamba2: without its norm the gated tensor cannot be written again");
+      normed = gated.template slice<2>(s.paths * s.d_mlp, s.paths * s.width());
+      if (s.d_mlp > 0)
+        swiglu::forward(swiglu::Inputs<T, D>{.x = in.x0, .z = in.z0}, gated.template slice<2>(0, s.paths * s.d_mlp));
+    }
     if (s.d_mlp > 0)
       swiglu::backward(swiglu::Inputs<T, D>{.x = in.x0, .z = in.z0}, dgated.template slice<2>(0, s.paths * s.d_mlp),
                        {.dx = d.x0, .dz = d.z0});
     if (w.norm_weight) {
       const gated_rms_norm::Inputs<T, D> norm{.x = saved.y, .weight = w.norm_weight, .z = in.z};
       Workspace<D> workspace(gated_rms_norm::workspace_bytes(norm));
-      gated_rms_norm::backward(norm, saved.norm, {.dout = dy}, {.dx = dy, .dz = d.z, .dweight = g.norm_weight},
-                               workspace, GradientMode::add);
+      gated_rms_norm::backward(norm, saved.norm, {.dout = dy},
+                               {.dx = dy, .dz = d.z, .dweight = g.norm_weight, .dbias = {}, .out = normed}, workspace,
+                               GradientMode::add);
       saved.y = {};
     }
     const auto A = negative_exp(w.A_log);
@@ -369,12 +389,7 @@ class Mamba2Core {
     const auto out = gated.template slice<2>(s.paths * s.d_mlp, s.paths * s.width());
     if (s.d_mlp > 0)  // the gated MLP beside the scan
       swiglu::forward(swiglu::Inputs<T, D>{.x = in.x0, .z = in.z0}, gated.template slice<2>(0, s.paths * s.d_mlp));
-    {
-      causal_conv1d::Inputs<T, D> convolution{.x = in.xBC, .weight = w.conv_weight, .bias = w.conv_bias};
-      if (from != nullptr) convolution.initial_state = from->conv_state.template slice<2>(1, s.d_conv);
-      Workspace<D> workspace(causal_conv1d::workspace_bytes(convolution));
-      causal_conv1d::forward(convolution, conv_options(), {.out = conv_out}, nullptr, workspace);
-    }
+    convolve(w, in.xBC, conv_out, from);
     const CutConv<T> conv(s, conv_out);
     // The norm reads y; without it the scan writes the result. For inference y takes the place of x.
     const View<T, 4, D> y = !w.norm_weight ? heads(out) : saved != nullptr ? heads(saved->y.view()) : conv.x;
@@ -388,6 +403,13 @@ class Mamba2Core {
     }
     if (w.norm_weight) normalize(w, y, in.z, out, saved != nullptr ? &saved->norm : nullptr);
     return gated;
+  }
+
+  void convolve(const Weights& w, const View<const T, 3, D>& xBC, const View<T, 3, D>& out, const State* from) const {
+    causal_conv1d::Inputs<T, D> in{.x = xBC, .weight = w.conv_weight, .bias = w.conv_bias};
+    if (from != nullptr) in.initial_state = from->conv_state.template slice<2>(1, sizes_.d_conv);
+    Workspace<D> workspace(causal_conv1d::workspace_bytes(in));
+    causal_conv1d::forward(in, conv_options(), {.out = out}, nullptr, workspace);
   }
 
   void normalize(const Weights& w, const View<const T, 4, D>& y, const View<const T, 3, D>& z, const View<T, 3, D>& out,

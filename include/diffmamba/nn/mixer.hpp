@@ -19,6 +19,10 @@ struct Initialization {
   bool zero_biases = true;
 };
 
+/// What a training step computes twice to keep less in between: nothing; the convolution of mixers that have one, which
+/// is cheap; or the whole mixer, of which then only the input is kept.
+enum class Recompute { nothing, convolution, mixer };
+
 /// What goes into a model where tokens mix: (batch, length, d_model) to the same shape. The library's own mixers
 /// (Mamba, Mamba2, Differential<...>, DiffS6, ...) are made of nothing else, and a mixer of your own goes wherever they
 /// go. Everything about one mixer is static; which mixer stands in which layer is read at run time by its name().
@@ -40,7 +44,8 @@ struct Initialization {
 ///   };
 ///
 /// Two more are used where they exist, else made from prefill: `forward(View x)` for inference without a state, and
-/// `step(View<const T, 2> x, State&)` for one token of each sequence. prefill over L tokens, L steps and any split into
+/// `step(View<const T, 2> x, State&)` for one token of each sequence. `set_recompute_convolution(bool)`, where it
+/// exists, makes Saved smaller from the next forward on. prefill over L tokens, L steps and any split into
 /// pieces must agree with forward. A mixer whose computation has an axis of paths (nn/projected_mixer.hpp) makes a
 /// differential mixer that runs both paths as one.
 template <class M>
@@ -102,6 +107,12 @@ Enum parse_enum(std::string_view name) {
   fail("\"", name, "\" is none of ", expected);
 }
 
+/// Passes the switch on to a part that has it.
+template <class Part>
+void set_recompute_convolution(Part& part, bool recompute) {
+  if constexpr (requires { part.set_recompute_convolution(recompute); }) part.set_recompute_convolution(recompute);
+}
+
 /// Inference over whole sequences.
 template <Mixer M>
 auto infer(const M& mixer, const View<const typename M::value_type, 3, typename M::device_type>& x) {
@@ -127,8 +138,8 @@ auto step(const M& mixer, const View<const typename M::value_type, 2, typename M
 
 /// Official initialisation of a mixer, block or model: dm::initialize(mixer, dm::Philox{1}).
 template <class ModuleType>
-void initialize(ModuleType& module, Philox random, const Initialization& how = {}) {
-  module.initialize(random, how);
+void initialize(ModuleType& what, Philox random, const Initialization& how = {}) {
+  what.initialize(random, how);
 }
 
 }  // namespace diffmamba

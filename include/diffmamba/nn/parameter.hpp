@@ -506,10 +506,10 @@ namespace detail {
 /// Every stored parameter once, in the order of its first name: a parameter that is visited under several names (the
 /// paths of a differential mixer, a tied weight) is one piece of memory.
 template <class ModuleType>
-auto stored_parameters(ModuleType& module) {
+auto stored_parameters(ModuleType& of) {
   using R = accumulate_t<typename ModuleType::value_type>;
   std::vector<ParameterMemory<R, typename ModuleType::device_type>*> found;
-  module.visit([&](std::string_view, auto& parameter) {
+  of.visit([&](std::string_view, auto& parameter) {
     auto* memory = &parameter.memory();
     if (std::find(found.begin(), found.end(), memory) == found.end()) found.push_back(memory);
   });

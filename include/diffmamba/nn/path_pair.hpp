@@ -43,7 +43,8 @@ class PathsAsOne {
   using Pair = std::pair<Tensor<T, 3, D>, Tensor<T, 3, D>>;
   static constexpr bool as_one = true;
 
-  /// The inner's, and per token sizeof(T) * (d_model + 2 width).
+  /// The inner's, and per token sizeof(T) * d_model; the gated tensor (2 width) only where the inner's backward pass
+  /// cannot write it again.
   struct Saved {
     Tensor<T, 3, D> x, gated;
     typename Inner::Saved inner;
@@ -55,6 +56,7 @@ class PathsAsOne {
   }
 
   Index d_model() const { return inner_.d_model(); }
+  void set_recompute_convolution(bool recompute) { diffmamba::set_recompute_convolution(inner_, recompute); }
 
   void initialize(Philox random, const Initialization& how) {
     inner_.initialize(random, how);
@@ -73,8 +75,10 @@ class PathsAsOne {
   /// scale * (m1(x) - lambda m2(x))
   Tensor<T, 3, D> difference(Tensor<T, 3, D> x, const View<const R, 1, D>& lambda, double scale, Saved& saved) const {
     saved.x = std::move(x);
-    saved.gated = inner_.forward(std::as_const(saved.x), saved.inner);
-    return difference_of(saved.gated, lambda, scale);
+    auto gated = inner_.forward(std::as_const(saved.x), saved.inner);
+    auto out = difference_of(gated, lambda, scale);
+    if (!rebuilds_gated(inner_)) saved.gated = std::move(gated);
+    return out;
   }
   Tensor<T, 3, D> difference(const View<const T, 3, D>& x, const View<const R, 1, D>& lambda, double scale,
                              State* state) const {
@@ -86,62 +90,68 @@ class PathsAsOne {
   /// dx; adds dL/dlambda to dlambda and the gradients of the weights to theirs.
   Tensor<T, 3, D> difference_backward(const View<const T, 3, D>& dout, const View<const R, 1, D>& lambda, double scale,
                                       Saved& saved, const View<R, 1, D>& dlambda) {
-    require(bool(saved.gated), "backward without a forward before it; every Saved serves once");
-    auto dgated = Tensor<T, 3, D>::uninitialized(saved.gated.extents());
-    {
-      const auto in = fold_inputs(lambda);
-      const auto options = fold_options(scale);
-      const Folded folded = fold(in, options);
-      auto dweight = Tensor<R, 2, D>::uninitialized(folded.weight.extents());
-      Tensor<R, 1, D> dbias;
-      if (bias_) dbias = Tensor<R, 1, D>::uninitialized(folded.bias.extents());
-      linear::backward(inputs(saved.gated, folded), Rows<T, D>(dout).view(),
-                       linear::GradientViews<T, D>{.dx = as_rows(dgated), .dweight = dweight, .dbias = dbias});
-      Workspace<D> workspace(fold_difference::workspace_bytes(in));
-      fold_difference::backward(in, options, {.dweight = dweight.view(), .dbias = std::as_const(dbias).view()},
-                                {.dweight = weight_.gradient(), .dbias = bias_.gradient(), .dlambda = dlambda},
-                                workspace, GradientMode::add);
-    }
-    saved.gated = {};
-    auto dx = inner_.backward(saved.x, dgated, saved.inner);
-    saved.x = {};
-    return dx;
+    require(bool(saved.x), "backward without a forward before it; every Saved serves once");
+    const auto in = fold_inputs(lambda);
+    const auto options = fold_options(scale);
+    const Folded folded = fold(in, options);
+    const Rows<T, D> dout_rows(dout);
+    auto dgated = Tensor<T, 3, D>::uninitialized(Extents{dout.extent(0), dout.extent(1), 2 * width_});
+    linear::backward(inputs(dgated.view(), folded), dout_rows.view(),
+                     linear::GradientViews<T, D>{.dx = as_rows(dgated)});
+    const auto x = std::move(saved.x);
+    return backward_through(
+        inner_, x.view(), dgated.view(), std::move(saved.gated), saved.inner, [&](const View<const T, 3, D>& gated) {
+          auto dweight = Tensor<R, 2, D>::uninitialized(folded.weight.extents());
+          Tensor<R, 1, D> dbias;
+          if (bias_) dbias = Tensor<R, 1, D>::uninitialized(folded.bias.extents());
+          linear::backward(inputs(gated, folded), dout_rows.view(),
+                           linear::GradientViews<T, D>{.dweight = dweight, .dbias = dbias});
+          Workspace<D> workspace(fold_difference::workspace_bytes(in));
+          fold_difference::backward(in, options, {.dweight = dweight.view(), .dbias = std::as_const(dbias).view()},
+                                    {.dweight = weight_.gradient(), .dbias = bias_.gradient(), .dlambda = dlambda},
+                                    workspace, GradientMode::add);
+        });
   }
 
   /// m1(x) and m2(x)
   Pair both(Tensor<T, 3, D> x, Saved& saved) const {
     saved.x = std::move(x);
-    saved.gated = inner_.forward(std::as_const(saved.x), saved.inner);
-    return {project(saved.gated, 0), project(saved.gated, 1)};
+    auto gated = inner_.forward(std::as_const(saved.x), saved.inner);
+    Pair both{project(gated, 0), project(gated, 1)};
+    if (!rebuilds_gated(inner_)) saved.gated = std::move(gated);
+    return both;
   }
   Pair both(const View<const T, 3, D>& x, State* state) const {
     const auto gated = inner_.forward(x, state);
     return {project(gated, 0), project(gated, 1)};
   }
   Tensor<T, 3, D> both_backward(const View<const T, 3, D>& dy1, const View<const T, 3, D>& dy2, Saved& saved) {
-    require(bool(saved.gated), "backward without a forward before it; every Saved serves once");
-    auto dgated = Tensor<T, 3, D>::uninitialized(saved.gated.extents());
-    for (Index path = 0; path < 2; ++path) {
-      const Rows<T, D> rows(path == 0 ? dy1 : dy2);
-      const auto& dy = rows.view();
-      const auto weight = std::as_const(weight_).value().template select<0>(path);
-      const auto dweight = weight_.gradient().template select<0>(path);
-      View<R, 1, D> dbias;
-      if (bias_) dbias = bias_.gradient().template select<0>(path);
+    require(bool(saved.x), "backward without a forward before it; every Saved serves once");
+    const Rows<T, D> rows1(dy1), rows2(dy2);
+    const auto dy = [&](Index path) { return path == 0 ? rows1.view() : rows2.view(); };
+    const auto weight = std::as_const(weight_).value();
+    auto dgated = Tensor<T, 3, D>::uninitialized(Extents{dy1.extent(0), dy1.extent(1), 2 * width_});
+    for (Index path = 0; path < 2; ++path)
       for_roles(path, [&](Index from, Index to, Index at) {
-        const linear::Inputs<T, D> in{.x = as_rows(std::as_const(saved.gated).template slice<2>(at, at + to - from)),
-                                      .weight = weight.template slice<1>(from, to)};
-        linear::backward(in, dy,
-                         linear::GradientViews<T, D>{.dx = as_rows(dgated.template slice<2>(at, at + to - from)),
-                                                     .dweight = dweight.template slice<1>(from, to),
-                                                     .dbias = from == 0 ? dbias : View<R, 1, D>{}},
-                         GradientMode::add);
+        matmul(dy(path), weight.template select<0>(path).template slice<1>(from, to),
+               as_rows(dgated.template slice<2>(at, at + to - from)));
       });
-    }
-    saved.gated = {};
-    auto dx = inner_.backward(saved.x, dgated, saved.inner);
-    saved.x = {};
-    return dx;
+    const auto x = std::move(saved.x);
+    return backward_through(
+        inner_, x.view(), dgated.view(), std::move(saved.gated), saved.inner, [&](const View<const T, 3, D>& gated) {
+          for (Index path = 0; path < 2; ++path)
+            for_roles(path, [&](Index from, Index to, Index at) {
+              View<R, 1, D> dbias;
+              if (bias_ && from == 0) dbias = bias_.gradient().template select<0>(path);
+              const linear::Inputs<T, D> in{.x = as_rows(gated.template slice<2>(at, at + to - from)),
+                                            .weight = weight.template select<0>(path).template slice<1>(from, to)};
+              linear::backward(in, dy(path),
+                               linear::GradientViews<T, D>{
+                                   .dweight = weight_.gradient().template select<0>(path).template slice<1>(from, to),
+                                   .dbias = dbias},
+                               GradientMode::add);
+            });
+        });
   }
 
   /// For differences by itself, or with no lambda for both results.
@@ -188,7 +198,7 @@ class PathsAsOne {
     fold_difference::forward(in, options, {.weight = folded.weight, .bias = folded.bias});
     return folded;
   }
-  static linear::Inputs<T, D> inputs(const Tensor<T, 3, D>& gated, const Folded& folded) {
+  static linear::Inputs<T, D> inputs(const View<const T, 3, D>& gated, const Folded& folded) {
     return {.x = as_rows(gated), .weight = folded.weight, .bias = folded.bias};
   }
   static Tensor<T, 3, D> project(const Tensor<T, 3, D>& gated, const Folded& folded) {
@@ -246,6 +256,10 @@ class PathsAsTwo {
       : d_model_(options.d_model), m1_(options), m2_(options) {}
 
   Index d_model() const { return d_model_; }
+  void set_recompute_convolution(bool recompute) {
+    diffmamba::set_recompute_convolution(m1_, recompute);
+    diffmamba::set_recompute_convolution(m2_, recompute);
+  }
   void initialize(Philox random, const Initialization& how) {
     m1_.initialize(random.child(0), how);
     m2_.initialize(random.child(1), how);

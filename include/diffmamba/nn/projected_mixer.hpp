@@ -20,6 +20,11 @@ namespace diffmamba {
 ///   void initialize(Philox, const Initialization&);
 ///   static void parameters(Self&, Index path, F&&);
 ///
+/// An inner that can write its result again in the backward pass, so that nobody keeps it, says so, and has
+///
+///   bool rebuilds_gated() const;                   // whether it does with these options
+///   Tensor backward(View x, View dgated, Saved&, View gated);
+///
 /// The result is stacked role by role: [role 1 of path 1, of path 2 | role 2 of path 1, of path 2 | ...]. Most inners
 /// have one role.
 template <class Inner>
@@ -49,6 +54,32 @@ Index width_of(const Inner& inner) {
   return width;
 }
 
+/// Whether an inner's result need not be kept: its backward pass writes it again.
+template <class Inner>
+bool rebuilds_gated(const Inner& inner) {
+  if constexpr (requires { inner.rebuilds_gated(); })
+    return inner.rebuilds_gated();
+  else
+    return false;
+}
+
+/// dL/dx of an inner from dL/d(its result). use(gated) sees the result: `kept`, or written again where that is empty.
+template <class Inner, class T, class D, class Use>
+Tensor<T, 3, D> backward_through(Inner& inner, const View<const T, 3, D>& x, const View<T, 3, D>& dgated,
+                                 Tensor<T, 3, D> kept, typename Inner::Saved& saved, Use&& use) {
+  if constexpr (requires { inner.rebuilds_gated(); }) {
+    if (!kept) {
+      auto gated = Tensor<T, 3, D>::uninitialized(dgated.extents());
+      auto dx = inner.backward(x, dgated, saved, gated.view());
+      use(std::as_const(gated).view());
+      return dx;
+    }
+  }
+  use(std::as_const(kept).view());
+  kept = {};
+  return inner.backward(x, dgated, saved);
+}
+
 /// An inner of one path and an output projection: Mamba and Mamba-2.
 template <InnerOfPaths InnerType>
 class ProjectedMixer : public Module<ProjectedMixer<InnerType>> {
@@ -61,7 +92,8 @@ class ProjectedMixer : public Module<ProjectedMixer<InnerType>> {
   using T = value_type;
   using D = device_type;
 
-  /// The inner's, and per token sizeof(T) * (d_model + width): x and what goes into out_proj.
+  /// The inner's, and per token sizeof(T) * d_model: x. What goes into out_proj is kept only (sizeof(T) * width) where
+  /// the inner's backward pass cannot write it again.
   struct Saved {
     Tensor<T, 3, D> x, gated;
     typename Inner::Saved inner;
@@ -78,20 +110,22 @@ class ProjectedMixer : public Module<ProjectedMixer<InnerType>> {
 
   Tensor<T, 3, D> forward(Tensor<T, 3, D> x, Saved& saved) const {
     saved.x = std::move(x);
-    saved.gated = inner_.forward(std::as_const(saved.x), saved.inner);
-    return out_proj_.forward(saved.gated);
+    auto gated = inner_.forward(std::as_const(saved.x), saved.inner);
+    auto out = out_proj_.forward(gated);
+    if (!rebuilds_gated(inner_)) saved.gated = std::move(gated);
+    return out;
   }
   Tensor<T, 3, D> forward(const View<const T, 3, D>& x) const { return out_proj_.forward(inner_.forward(x)); }
 
   Tensor<T, 3, D> backward(const View<const T, 3, D>& dout, Saved& saved) {
-    require(bool(saved.gated), "backward without a forward before it; every Saved serves once");
-    auto dgated = out_proj_.backward(saved.gated, dout);
-    saved.gated = {};
-    auto dx = inner_.backward(saved.x, dgated, saved.inner);
-    saved.x = {};
-    return dx;
+    require(bool(saved.x), "backward without a forward before it; every Saved serves once");
+    auto dgated = out_proj_.backward_input(dout);
+    const auto x = std::move(saved.x);
+    return backward_through(inner_, x.view(), dgated.view(), std::move(saved.gated), saved.inner,
+                            [&](const View<const T, 3, D>& gated) { out_proj_.backward_parameters(gated, dout); });
   }
 
+  void set_recompute_convolution(bool recompute) { diffmamba::set_recompute_convolution(inner_, recompute); }
   State make_state(Index batch) const { return inner_.make_state(batch); }
   Tensor<T, 3, D> prefill(const View<const T, 3, D>& x, State& state) const {
     return out_proj_.forward(inner_.forward(x, &state));
