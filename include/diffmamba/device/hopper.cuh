@@ -154,13 +154,28 @@ __device__ inline std::uint64_t columns_factor(const T* tile, int first, int apa
   ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55," \
   "%56,%57,%58,%59,%60,%61,%62,%63"
 
-/// d (64 x 64) = a (64 x 16, rows_factor) b^T (64 x 16, rows_factor), plus d if `accumulate`. Thread t of the warpgroup
-/// has in d[4 j + k] row 16 (t / 32) + t % 32 / 4 + 8 (k / 2), column 8 j + 2 (t % 4) + k % 2.
+/// d (64 x 64) = a (64 x 16, rows_factor) b^T (64 x 16, rows_factor), plus d if `accumulate`. Thread t of the
+/// warpgroup has in d[4 j + k] row 16 (t / 32) + t % 32 / 4 + 8 (k / 2), column 8 j + 2 (t % 4) + k % 2.
 template <class T>
 __device__ inline void multiply(float (&d)[32], std::uint64_t a, std::uint64_t b, bool accumulate) {
 #define DIFFMAMBA_WGMMA(type)                                                                                        \
   asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\nwgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type \
                " {" DIFFMAMBA_R32 "}, %32, %33, p, 1, 1, 0, 0;\n}"                                                   \
+               : DIFFMAMBA_D32(d)                                                                                    \
+               : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)))
+  if constexpr (std::is_same_v<T, bfloat16>)
+    DIFFMAMBA_WGMMA("bf16");
+  else
+    DIFFMAMBA_WGMMA("f16");
+#undef DIFFMAMBA_WGMMA
+}
+
+/// d (64 x 64) = a (64 x 16, rows_factor) b (16 x 64, columns_factor), plus d if `accumulate`.
+template <class T>
+__device__ inline void multiply_columns(float (&d)[32], std::uint64_t a, std::uint64_t b, bool accumulate) {
+#define DIFFMAMBA_WGMMA(type)                                                                                        \
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\nwgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type \
+               " {" DIFFMAMBA_R32 "}, %32, %33, p, 1, 1, 0, 1;\n}"                                                   \
                : DIFFMAMBA_D32(d)                                                                                    \
                : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)))
   if constexpr (std::is_same_v<T, bfloat16>)

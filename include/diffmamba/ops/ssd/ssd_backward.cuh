@@ -3,11 +3,12 @@
 #pragma once
 
 #include "diffmamba/ops/ssd/ssd_backward_general.cuh"
+#include "diffmamba/ops/ssd/ssd_backward_hopper.cuh"
 
 /// SSD backward on an NVIDIA GPU; the formulas and their names are those at the head of ssd_backward.hpp.
 ///
-/// The tensor-core path (bfloat16, headdim 64, d_state 64 or 128, no gate, D per head or
-/// none) takes chunks of 128 tokens. Nothing was saved by forward:
+/// The tensor-core path (bfloat16, headdim 64, d_state 64 or 128, no gate, D per head or none) takes chunks of 128
+/// tokens. Nothing was saved by forward:
 ///
 ///   1 decays   dt as the recurrence uses it and its running sums, in powers of two
 ///   2 walk     S before and dS' after every chunk, in 16 bits, from a float state in registers; blocks walk through
@@ -19,43 +20,18 @@
 ///              gradient; dG stays in float registers over the heads and gives the rest of dB and dC
 ///   5 sums     over the parts of a group, where it was split, and of the parameters over chunks and batch
 ///
+/// On Hopper 2 and 4 are the kernels of ssd_backward_hopper.cuh and 3 has its tiles brought by the copy engine, if that
+/// can walk over x, dout, B, C and dx; else they are the kernels below, which any GPU from sm_80 on can run.
+///
 /// x, dy, S and dS' are read twice (x and dy in 2 too), dx is written once. dx may be the memory of dout: only 4 writes
 /// it, each block where it alone has read. Beyond the operands it takes 4 headdim d_state / 128 bytes per token and
 /// head for the states, and little else.
 ///
-/// Accuracy: operands of products are rounded to 16 bits (the states, M, dG, and B and C where decays are multiplied
-/// into them), all sums are float. E = dM M is never rounded, its diagonal never enters da, and dD is the trace of dM.
+/// Accuracy: operands of products are rounded to 16 bits (the states, M, dG, and x and dy, or B and C, where decays are
+/// multiplied into them), all sums are float. E = dM M is never rounded, its diagonal never enters da, and dD is the
+/// trace of dM.
 namespace diffmamba::ssd {
 namespace detail {
-
-inline constexpr int backward_tokens = 128;  // tokens of a chunk on the tensor-core path
-
-/// How the walk is cut. Slots of segments: (2, batch, nheads, count).
-struct WalkSegments {
-  int count = 1, tiles = 1;  // segments of a sequence; tiles of 64 tokens in one, a multiple of 2
-  float* states = nullptr;   // (slots, d_state, 64)
-  float* decays = nullptr;   // (slots)
-};
-
-/// Cut of a group's heads over blocks.
-struct HeadSlices {
-  int count = 1, heads = 1;
-};
-
-/// Whether rows may be read or written 16 bytes at a time.
-struct AlignedRows {
-  bool x, dout, B, C, dx, dB, dC;
-};
-
-template <class T>
-struct TensorMemory : ChunkMemory<float, float> {
-  T *states = nullptr, *dstates = nullptr;          // (batch, chunks, nheads, d_state, 64)
-  float *from_start = nullptr, *through = nullptr;  // o: like `steps`; w: (batch, chunks, nheads)
-  float *dB = nullptr, *dC = nullptr;               // (slices, batch, length, ngroups, d_state)
-  WalkSegments segments;
-  HeadSlices slices;
-  AlignedRows aligned = {};
-};
 
 // CUDA kernels
 // ---------------------------------------------------------------------------------------------------------
@@ -63,26 +39,19 @@ struct TensorMemory : ChunkMemory<float, float> {
 /// Copies `Rows` rows of `Columns` numbers into a swizzled tile; rows from `valid` on become zero.
 template <int Rows, int Columns, int Threads, class T>
 __device__ inline void load_tile(T* tile, const T* from, Index stride, int valid, bool aligned = true) {
-#pragma unroll
-  for (int i = static_cast<int>(threadIdx.x); i < Rows * Columns / 8; i += Threads) {
-    const int row = i / (Columns / 8), unit = i % (Columns / 8);
-    const bool there = row < valid;
-    const T* const source = from + (there ? row : 0) * stride + unit * 8;
-    T* const target = tile + mma::swizzled<Columns>(row, unit);
-    if (aligned)
-      mma::copy_async(target, source, there);
-    else
-      for (int k = 0; k < 8; ++k) target[k] = there ? source[k] : T(0.0f);
-  }
-}
-/// Two neighbours of a row that may begin at an odd address.
-template <class T>
-__device__ inline void store_pair(T* to, unsigned pair, bool aligned) {
+  constexpr int row_units = Columns / 8, step = Threads / row_units;  // rows from one copy of a thread to its next
+  static_assert(Threads % row_units == 0 && step % 8 == 0);
+  const int first = static_cast<int>(threadIdx.x) / row_units, unit = static_cast<int>(threadIdx.x) % row_units;
+  T* const target = tile + mma::swizzled<Columns>(first, unit);
+  const T* source = from + first * stride + unit * 8;
   if (aligned) {
-    *reinterpret_cast<unsigned*>(to) = pair;
+#pragma unroll
+    for (int i = 0; i < Rows / step; ++i, source += step * stride)
+      mma::copy_async(target + i * step * Columns, first + i * step < valid ? source : from, first + i * step < valid);
   } else {
-    to[0] = reinterpret_cast<const T*>(&pair)[0];
-    to[1] = reinterpret_cast<const T*>(&pair)[1];
+#pragma unroll 1
+    for (int i = 0; i < Rows / step; ++i, source += step * stride)
+      for (int k = 0; k < 8; ++k) target[i * step * Columns + k] = first + i * step < valid ? source[k] : T(0.0f);
   }
 }
 template <int Count, int Threads>
@@ -120,11 +89,12 @@ __global__ void __launch_bounds__(128, N == 64 ? 4 : 3)
   const Index right_token = reverse ? upstream.dout_token : in.x_token;
 
   const int all_tiles = static_cast<int>((in.length + R - 1) / R);
-  const int first = segment * segments.tiles, last = min(first + segments.tiles, all_tiles), count = last - first;
+  const int first = 2 * segment * segments.chunks, last = ::min(first + 2 * segments.chunks, all_tiles);
+  const int count = last - first;
   const auto tile_at = [&](int k) { return reverse ? last - 1 - k : first + k; };
   const auto place_of = [&](int tile) { return (batch * memory.chunks + tile / 2) * in.nheads + head; };
   const auto start_loading = [&](int k) {
-    const int tile = tile_at(k), valid = static_cast<int>(min(Index{R}, in.length - Index{tile} * R));
+    const int tile = tile_at(k), valid = static_cast<int>(::min(Index{R}, in.length - Index{tile} * R));
     const bool there = !reverse || upstream.dout != nullptr;
     T* const target = tiles + (k & 1) * stage;
     float* const numbers = floats + (k & 1) * (Q + R);
@@ -250,82 +220,97 @@ __global__ void __launch_bounds__(128, N == 64 ? 4 : 3)
   if (!Emit && threadIdx.x == 0) segments.decays[slot] = mma::power_of_two(total);
 }
 
-/// Turns what each segment adds into what its walk begins with, in order. Grid (batch nheads, 2), a thread for every
-/// element of the state.
+/// Turns what each segment adds into what its walk begins with, in order. Grid (batch nheads, 2, N / 4), a thread for
+/// every element of the state.
 template <class T, int N>
 __global__ void __launch_bounds__(256)
     ssd_walk_starts_kernel(DeviceInputs<T> in, DeviceUpstream<T> upstream, WalkSegments segments) {
-  constexpr int P = 64;
+  constexpr int P = 64, ahead = 8;  // loads under way together
   const bool reverse = blockIdx.y == 1;
   const Index pair = blockIdx.x, batch = pair / in.nheads, head = pair % in.nheads;
   const Index slot = (blockIdx.y * Index{gridDim.x} + pair) * segments.count;
-  for (int i = static_cast<int>(threadIdx.x); i < N * P; i += 256) {
-    float state = 0.0f;
-    if (reverse && upstream.dfinal_state != nullptr)
-      state = upstream.dfinal_state[batch * upstream.state_batch + head * upstream.state_head +
-                                    i % P * upstream.state_channel + i / P];
-    else if (!reverse && in.initial_state != nullptr)
-      state = in.initial_state[batch * in.state_batch + head * in.state_head + i % P * in.state_channel + i / P];
-    for (int k = 0; k < segments.count; ++k) {
-      const Index segment = slot + (reverse ? segments.count - 1 - k : k);
-      float& place = segments.states[segment * N * P + i];
-      const float added = place;
-      place = state;
-      state = segments.decays[segment] * state + added;
+  const int i = static_cast<int>(blockIdx.z * 256 + threadIdx.x);
+  float state = 0.0f;
+  if (reverse && upstream.dfinal_state != nullptr)
+    state = upstream.dfinal_state[batch * upstream.state_batch + head * upstream.state_head +
+                                  i % P * upstream.state_channel + i / P];
+  else if (!reverse && in.initial_state != nullptr)
+    state = in.initial_state[batch * in.state_batch + head * in.state_head + i % P * in.state_channel + i / P];
+  for (int first = 0; first < segments.count; first += ahead) {
+    float added[ahead], decay[ahead];
+#pragma unroll
+    for (int k = 0; k < ahead; ++k) {
+      const bool there = first + k < segments.count;
+      const Index segment = slot + (reverse ? segments.count - 1 - first - k : first + k);
+      added[k] = there ? segments.states[segment * N * P + i] : 0.0f;
+      decay[k] = there ? segments.decays[segment] : 0.0f;
+    }
+#pragma unroll
+    for (int k = 0; k < ahead; ++k) {
+      if (first + k >= segments.count) break;
+      const Index segment = slot + (reverse ? segments.count - 1 - first - k : first + k);
+      segments.states[segment * N * P + i] = state;
+      state = decay[k] * state + added[k];
     }
   }
 }
 
-/// Which chunk, group and heads a block of the two kernels below has: blocks count slices, then groups, then chunks,
-/// then the batch.
-template <class T>
-struct ChunkBlock {
-  Index batch, begin, place;  // place: of the chunk's first head in arrays by chunk and head
-  int group, slice, first_head, heads, tokens;
-
-  __device__ ChunkBlock(const DeviceInputs<T>& in, const TensorMemory<T>& memory) {
-    const int groups = in.nheads / in.heads_per_group;
-    Index rest = blockIdx.x;
-    slice = static_cast<int>(rest % memory.slices.count);
-    rest /= memory.slices.count;
-    group = static_cast<int>(rest % groups);
-    rest /= groups;
-    batch = rest / memory.chunks;
-    begin = rest % memory.chunks * backward_tokens;
-    place = rest * in.nheads;
-    first_head = group * in.heads_per_group + slice * memory.slices.heads;
-    heads = min(memory.slices.heads, in.heads_per_group - slice * memory.slices.heads);
-    tokens = static_cast<int>(min(Index{backward_tokens}, in.length - begin));
-  }
-  /// Of token t in the partial sums of dB and dC.
-  __device__ Index partial_row(const DeviceInputs<T>& in, Index batches, int t) const {
-    return ((slice * batches + batch) * in.length + begin + t) * (in.nheads / in.heads_per_group) + group;
-  }
-};
-
 template <int N>
 inline constexpr int states_kernel_bytes = 2 * ((2 * 128 * 64 + 2 * N * 64) * 2 + 2 * 128 * 4) + 128 * N * 2 +
-                                           2 * (2 * 128 + 8) * 4;
+                                           2 * (2 * 128 + 8) * 4 + 1024;
 
 /// The parts of dB and dC through dS' and S, o and w. Eight warps: 32 tokens by N / 2 columns of dB and of dC each.
-template <class T, int N>
+/// With `Hopper` the copy engine brings the tiles.
+template <class T, int N, bool Hopper>
 __global__ void __launch_bounds__(256)
-    ssd_backward_states_kernel(DeviceInputs<T> in, DeviceUpstream<T> upstream, TensorMemory<T> memory, Index batches) {
+    ssd_backward_states_kernel(DeviceInputs<T> in, DeviceUpstream<T> upstream, TensorMemory<T> memory, Index batches,
+                               const __grid_constant__ BackwardMaps maps) {
   using mma::swizzled;
   constexpr int Q = backward_tokens, P = 64, n_tiles = N / 16;  // of 8 columns, per warp
   const ChunkBlock<T> block(in, memory);
   const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
   const int first_row = warp / 2 * 32, first_column = warp % 2 * (N / 2);
 
-  extern __shared__ __align__(128) unsigned char shared[];
+  extern __shared__ __align__(128) unsigned char unaligned[];
+  unsigned char* const shared = unaligned + (1024 - hopper::shared_address(unaligned) % 1024) % 1024;
   constexpr int stage_bytes = (2 * Q * P + 2 * N * P) * 2 + 2 * Q * 4;
   T* const C_tile = reinterpret_cast<T*>(shared + 2 * stage_bytes);
   float* const o_parts = reinterpret_cast<float*>(C_tile + Q * N);  // (2, 2, Q)
   float* const w_parts = o_parts + 4 * Q;                           // (2, 8)
+  __shared__ std::uint64_t full[2];                                 // used with Hopper only
+  if constexpr (Hopper) {
+    if (thread == 0) {
+      hopper::initialise(&full[0], 1);
+      hopper::initialise(&full[1], 1);
+      hopper::publish_barriers();
+    }
+    __syncthreads();
+  }
   const auto start_loading = [&](int k) {
     const int head = block.first_head + k;
     T* const x_tile = reinterpret_cast<T*>(shared + (k & 1) * stage_bytes);
     const Index place = block.place + head;
+    if constexpr (Hopper) {
+      if (thread != 0) return;
+      const int batch = static_cast<int>(block.batch), begin = static_cast<int>(block.begin);
+      std::uint64_t* const barrier = &full[k & 1];
+      hopper::arrive_expecting(barrier, stage_bytes);
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        hopper::load_tile(x_tile + half * 64 * P, &maps.x, barrier, 0, head, begin + half * 64, batch);
+        hopper::load_tile(x_tile + (2 + half) * 64 * P, &maps.dout, barrier, 0, head, begin + half * 64, batch);
+      }
+#pragma unroll
+      for (int i = 0; i < N / 64; ++i) {
+        const int row = static_cast<int>(place) * N + i * 64;
+        hopper::load_tile(x_tile + 2 * Q * P + i * 64 * P, &maps.states, barrier, 0, 0, row, 0);
+        hopper::load_tile(x_tile + 2 * Q * P + N * P + i * 64 * P, &maps.dstates, barrier, 0, 0, row, 0);
+      }
+      T* const numbers = x_tile + 2 * Q * P + 2 * N * P;
+      load_bytes(numbers, memory.sums + place * Q, barrier, Q * 4);
+      load_bytes(numbers + 2 * Q, memory.steps + place * Q, barrier, Q * 4);
+      return;
+    }
     load_tile<Q, P, 256>(x_tile, in.x + block.batch * in.x_batch + block.begin * in.x_token + head * in.x_head,
                          in.x_token, block.tokens, memory.aligned.x);
     load_tile<Q, P, 256>(x_tile + Q * P,
@@ -354,9 +339,15 @@ __global__ void __launch_bounds__(256)
   float dB[2][n_tiles][4] = {}, dC[2][n_tiles][4] = {};
   load_tile<Q, N, 256>(C_tile, in.C + block.batch * in.C_batch + block.begin * in.C_token + block.group * in.C_group,
                        in.C_token, block.tokens, memory.aligned.C);
+  mma::commit_copies();
   start_loading(0);
   for (int k = 0; k < block.heads; ++k) {
-    mma::wait_for_copies<0>();
+    if constexpr (Hopper) {
+      if (k == 0) mma::wait_for_copies<0>();
+      hopper::wait(&full[k & 1], static_cast<unsigned>(k / 2 & 1));
+    } else {
+      mma::wait_for_copies<0>();
+    }
     __syncthreads();  // this head's tiles are there; the other buffers are free
     if (k + 1 < block.heads) start_loading(k + 1);
     if (k > 0) write_sums(k - 1);
@@ -541,68 +532,22 @@ __global__ void __launch_bounds__(256)
 
   /// da of head k and what follows from it, by one warp; lanes have 4 tokens.
   const auto finish = [&](int k) {
-    const int head = block.first_head + k, t = 4 * lane;
-    const Index place = block.place + head;
+    const int t = 4 * lane;
     const float* const parts = row_parts + (k & 1) * 8 * Q;
     const float* const sums = token_sums + (k & 1) * 3 * Q;
-    const auto four = [](const float* from) { return *reinterpret_cast<const float4*>(from); };
-    float later[4], through_end[4];
-    const float4 steps = four(memory.steps + place * Q + t), o = four(memory.from_start + place * Q + t);
-    const float4 columns = four(sums + Q + t), inter = four(sums + 2 * Q + t), x_du = four(sums + t);
-    const float step[4] = {steps.x, steps.y, steps.z, steps.w};
-    {
-      float4 rows = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-      for (int tile = 0; tile <= t / 16; ++tile) {
-        const float4 part = four(parts + tile * Q + t);
-        rows.x += part.x, rows.y += part.y, rows.z += part.z, rows.w += part.w;
-      }
-      later[0] = rows.x - step[0] * columns.x + o.x;
-      later[1] = rows.y - step[1] * columns.y + o.y;
-      later[2] = rows.z - step[2] * columns.z + o.z;
-      later[3] = rows.w - step[3] * columns.w + o.w;
-      through_end[0] = step[0] * inter.x, through_end[1] = step[1] * inter.y;
-      through_end[2] = step[2] * inter.z, through_end[3] = step[3] * inter.w;
-    }
-    // later: sum over tokens from one's own on; through_end: over those before.
-#pragma unroll
-    for (int i = 2; i >= 0; --i) later[i] += later[i + 1];
-    float mine_later = later[0], after = mine_later;
-    float mine_through = through_end[0] + through_end[1] + through_end[2] + through_end[3], before = mine_through;
-    for (int distance = 1; distance < 32; distance *= 2) {
-      const float next = __shfl_down_sync(0xffffffffu, after, distance);
-      const float previous = __shfl_up_sync(0xffffffffu, before, distance);
-      if (lane + distance < 32) after += next;
-      if (lane >= distance) before += previous;
-    }
-    after -= mine_later;
-    before -= mine_through;
-    const float w = memory.through[place], A = in.A[head], bias = in.dt_bias != nullptr ? in.dt_bias[head] : 0.0f;
-    const float x_dus[4] = {x_du.x, x_du.y, x_du.z, x_du.w};
-    float dA = 0.0f, ddt_bias = 0.0f;
+    TokenSums mine;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const float da = later[i] + after + before + w;
-      before += through_end[i];
-      if (t + i >= block.tokens) continue;
-      const Index token = block.begin + t + i;
-      const float raw = static_cast<float>(in.dt[block.batch * in.dt_batch + token * in.dt_token + head * in.dt_head]);
-      const float ddt = (x_dus[i] + A * da) * discretize_derivative(raw, bias, in.options);
-      dA += step[i] * da;
-      ddt_bias += ddt;
-      if (to.ddt != nullptr)
-        to.ddt[block.batch * to.ddt_batch + token * to.ddt_token + head * to.ddt_head] = static_cast<T>(ddt);
+      mine.rows[i] = 0.0f;
+      for (int tile = 0; tile <= t / 16; ++tile) mine.rows[i] += parts[tile * Q + t + i];
+      mine.x_du[i] = sums[t + i];
+      mine.columns[i] = sums[Q + t + i];
+      mine.through_end[i] = sums[2 * Q + t + i];
     }
-    for (int distance = 16; distance > 0; distance /= 2) {
-      dA += __shfl_xor_sync(0xffffffffu, dA, distance);
-      ddt_bias += __shfl_xor_sync(0xffffffffu, ddt_bias, distance);
-    }
-    if (lane != 0) return;
-    memory.dA[place] = dA;
-    memory.ddt_bias[place] = ddt_bias;
     float dD = 0.0f;
 #pragma unroll
     for (int i = 0; i < 8; ++i) dD += dD_parts[(k & 1) * 8 + i];
-    memory.dD[place] = dD;
+    finish_head(in, to, memory, block, block.first_head + k, mine, dD);
   };
 
   // G^T, in the order in which each thread will read its own part again.
@@ -793,17 +738,12 @@ __global__ void __launch_bounds__(256)
     for (int half_row = 0; half_row < 2; ++half_row) {
       const int t = first_row + half_row * 8 + lane / 4;
       if (t >= block.tokens) continue;
-      float* const from = parts + block.partial_row(in, batches, t) * N + 2 * (lane % 4);
+      const Index from = block.partial_row(in, batches, t) * N + 2 * (lane % 4);
 #pragma unroll
-      for (int n = 0; n < N / 8; ++n) {
-        float2 sum = *reinterpret_cast<const float2*>(from + n * 8);
-        sum.x += part[n][2 * half_row];
-        sum.y += part[n][2 * half_row + 1];
-        if (memory.slices.count > 1)
-          *reinterpret_cast<float2*>(from + n * 8) = sum;
-        else if (target != nullptr)
-          store_pair(target + t * token_stride + n * 8 + 2 * (lane % 4), mma::pack<T>(sum.x, sum.y), aligned);
-      }
+      for (int n = 0; n < N / 8; ++n)
+        add_pair(part[n][2 * half_row], part[n][2 * half_row + 1], parts + from + n * 8,
+                 target != nullptr ? target + t * token_stride + n * 8 + 2 * (lane % 4) : nullptr,
+                 memory.slices.count > 1, aligned);
     }
   };
   {
@@ -881,16 +821,25 @@ inline int processors() {
   return count;
 }
 
-/// Segments of the walk: none where sequences and heads fill the GPU, for a segment's work is done twice.
+/// Segments of the walk, by what the busiest multiprocessor sees, in chunks: two blocks of two heads share one; with
+/// segments most work is done twice, and there are two more launches.
 inline WalkSegments cut_walk(const Sizes& s) {
-  WalkSegments segments;
-  const Index chunks = (s.length + backward_tokens - 1) / backward_tokens, walks = 2 * s.batch * s.nheads;
-  const Index wanted = walks > 0 ? 3 * processors() / walks : 1, most = chunks / 8;
-  const Index count = wanted < 2 || most < 2 ? 1 : wanted < most ? wanted : most;
-  const Index each = (chunks + count - 1) / (count > 0 ? count : 1);
-  segments.tiles = static_cast<int>(2 * (each > 0 ? each : 1));
-  segments.count = static_cast<int>(each > 0 ? (chunks + each - 1) / each : 1);
-  return segments;
+  WalkSegments best;
+  const Index chunks = (s.length + backward_tokens - 1) / backward_tokens, width = 2 * processors();
+  const Index walks = 2 * s.batch * s.ngroups * ((s.heads_per_group() + walk_heads - 1) / walk_heads);
+  double least = 0;
+  for (Index count = 1; count <= 64 && (count == 1 || count <= chunks / 4); ++count) {
+    const Index each = (chunks + count - 1) / count;
+    if (count > 1 && (chunks + each - 1) / each != count) continue;
+    const double waves = static_cast<double>((walks * count + width - 1) / width);
+    const double cost = waves * static_cast<double>(each) * (count > 1 ? 1.8 : 1.0) +
+                        (count > 1 ? 8.0 + static_cast<double>(count) : 0.0);
+    if (count > 1 && cost >= least) continue;
+    least = cost;
+    best.count = static_cast<int>(count);
+    best.chunks = static_cast<int>(each);
+  }
+  return best;
 }
 
 /// Slices of a group: the fewest whose blocks leave the last wave on the GPU well filled. A block's own work counts as
@@ -927,6 +876,8 @@ TensorMemory<T> tensor_memory(const Sizes& s, Workspace<cuda>* workspace, std::s
   m.slices = cut_heads(s);
   take(m.steps, places * backward_tokens);
   take(m.sums, places * backward_tokens);
+  take(m.to_end, places * backward_tokens);
+  take(m.start, places * backward_tokens);
   take(m.from_start, places * backward_tokens);
   take(m.through, places);
   take(m.dA, places);
@@ -968,9 +919,33 @@ AlignedRows aligned_rows(const Inputs<T, cuda>& in, const OutputGradients<T, cud
           .dC = aligned(to.dC)};
 }
 
+/// Whether the kernels for Hopper have a body for the current stream's GPU and the copy engine can walk over the
+/// operands.
 template <class T, int N>
-void launch_tensor_backward(const DeviceInputs<T>& in, const DeviceUpstream<T>& upstream, const DeviceGradients<T>& to,
-                            const Sizes& s, const AlignedRows& aligned, Workspace<cuda>& workspace) {
+bool hopper_takes_backward(const Inputs<T, cuda>& in, const OutputGradients<T, cuda>& upstream) {
+  if (!hopper::can_map(View<const T, 4, cuda>(in.x)) || !hopper::can_map(View<const T, 4, cuda>(in.B)) ||
+      !hopper::can_map(View<const T, 4, cuda>(in.C)) || !hopper::can_map(upstream.dout))
+    return false;
+  const Sizes s = sizes(in);
+  if (s.batch * (s.length + backward_tokens) / backward_tokens * s.nheads * N >= (Index{1} << 31)) return false;
+  const int device = cuda_runtime::current_stream().device;
+  int major = 0, minor = 0;
+  cuda_runtime::check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
+                      "cudaDeviceGetAttribute");
+  cuda_runtime::check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device),
+                      "cudaDeviceGetAttribute");
+  if (major != 9 || minor != 0) return false;
+  // Only the body has barriers in static shared memory; code for sm_90 (without the a) is empty.
+  cudaFuncAttributes attributes;
+  cuda_runtime::check(cudaFuncGetAttributes(&attributes, ssd_hopper_walk_kernel<T, N, true>), "cudaFuncGetAttributes");
+  return attributes.sharedSizeBytes > 0;
+}
+
+template <class T, int N>
+void launch_tensor_backward(const Inputs<T, cuda>& views, const OutputGradients<T, cuda>& upstream_views,
+                            const View<T, 4, cuda>& dx, const DeviceInputs<T>& in, const DeviceUpstream<T>& upstream,
+                            const DeviceGradients<T>& to, const AlignedRows& aligned, Workspace<cuda>& workspace) {
+  const Sizes s = sizes(views);
   const auto stream = cuda_runtime::current_stream().handle;
   TensorMemory<T> memory = tensor_memory<T>(s, &workspace, nullptr);
   memory.aligned = aligned;
@@ -979,33 +954,59 @@ void launch_tensor_backward(const DeviceInputs<T>& in, const DeviceUpstream<T>& 
                         "cudaFuncSetAttribute");
   };
   ssd_chunk_decays_kernel<T, backward_tokens, float>
-      <<<grid_of(s.batch * memory.chunks), 256, 0, stream>>>(in, memory, 1.44269504089f);
+      <<<dim3(grid_of(s.batch * memory.chunks), static_cast<unsigned>((s.nheads + 7) / 8)), 256, 0, stream>>>(
+          in, memory, 1.44269504089f);
   cuda_runtime::check_launch("ssd_chunk_decays_kernel");
 
-  constexpr int walk_bytes = (2 * (64 * N + 64 * 64) + N * 64) * 2 + 2 * (backward_tokens + 64) * 4;
-  const dim3 walks(grid_of(s.batch * s.nheads * memory.segments.count), 2);
+  const bool on_hopper = hopper_takes_backward<T, N>(views, upstream_views);
+  BackwardMaps maps = {};
+  if (on_hopper) {
+    const Extents<4> rows{1, s.batch * memory.chunks * s.nheads * N, 1, 64};
+    maps = {hopper::tensor_map(View<const T, 4, cuda>(views.x), 64),
+            hopper::tensor_map(upstream_views.dout, 64),
+            hopper::tensor_map(View<const T, 4, cuda>(views.B), 64),
+            hopper::tensor_map(View<const T, 4, cuda>(views.C), 64),
+            hopper::tensor_map(View<T, 4, cuda>(memory.states, rows), 64),
+            hopper::tensor_map(View<T, 4, cuda>(memory.dstates, rows), 64),
+            {}};
+  }
+  const auto walk = [&](auto on_hopper_kernel, auto kernel, const char* name) {
+    if (on_hopper) {
+      const Index pairs = s.ngroups * ((s.heads_per_group() + walk_heads - 1) / walk_heads);
+      allow(on_hopper_kernel, WalkMemory<N>::bytes);
+      on_hopper_kernel<<<dim3(grid_of(s.batch * pairs * memory.segments.count), 2), walk_heads * 128,
+                         WalkMemory<N>::bytes, stream>>>(in, upstream, to, memory, maps);
+    } else {
+      constexpr int bytes = (2 * (64 * N + 64 * 64) + N * 64) * 2 + 2 * (backward_tokens + 64) * 4;
+      allow(kernel, bytes);
+      kernel<<<dim3(grid_of(s.batch * s.nheads * memory.segments.count), 2), 128, bytes, stream>>>(in, upstream, to,
+                                                                                                   memory);
+    }
+    cuda_runtime::check_launch(name);
+  };
   if (memory.segments.count > 1) {
-    const auto kernel = ssd_walk_kernel<T, N, false>;
-    allow(kernel, walk_bytes);
-    kernel<<<walks, 128, walk_bytes, stream>>>(in, upstream, to, memory);
-    cuda_runtime::check_launch("ssd_walk_kernel (segments)");
+    walk(ssd_hopper_walk_kernel<T, N, false>, ssd_walk_kernel<T, N, false>, "ssd_walk_kernel (segments)");
     ssd_walk_starts_kernel<T, N>
-        <<<dim3(grid_of(s.batch * s.nheads), 2), 256, 0, stream>>>(in, upstream, memory.segments);
+        <<<dim3(grid_of(s.batch * s.nheads), 2, N / 4), 256, 0, stream>>>(in, upstream, memory.segments);
     cuda_runtime::check_launch("ssd_walk_starts_kernel");
   }
-  const auto walk = ssd_walk_kernel<T, N, true>;
-  allow(walk, walk_bytes);
-  walk<<<walks, 128, walk_bytes, stream>>>(in, upstream, to, memory);
-  cuda_runtime::check_launch("ssd_walk_kernel");
+  walk(ssd_hopper_walk_kernel<T, N, true>, ssd_walk_kernel<T, N, true>, "ssd_walk_kernel");
 
   const unsigned blocks = grid_of(s.batch * memory.chunks * s.ngroups * memory.slices.count);
-  const auto states = ssd_backward_states_kernel<T, N>;
+  const auto states = on_hopper ? ssd_backward_states_kernel<T, N, true> : ssd_backward_states_kernel<T, N, false>;
   allow(states, states_kernel_bytes<N>);
-  states<<<blocks, 256, states_kernel_bytes<N>, stream>>>(in, upstream, memory, s.batch);
+  states<<<blocks, 256, states_kernel_bytes<N>, stream>>>(in, upstream, memory, s.batch, maps);
   cuda_runtime::check_launch("ssd_backward_states_kernel");
-  const auto tokens = ssd_backward_tokens_kernel<T, N>;
-  allow(tokens, tokens_kernel_bytes<N>);
-  tokens<<<blocks, 256, tokens_kernel_bytes<N>, stream>>>(in, upstream, to, memory, s.batch);
+  if (on_hopper && (to.dx == nullptr || hopper::can_map(dx))) {
+    if (to.dx != nullptr) maps.dx = hopper::tensor_map(dx, 16);
+    const auto tokens = ssd_hopper_tokens_kernel<T, N>;
+    allow(tokens, TokensMemory<N>::bytes);
+    tokens<<<blocks, 512, TokensMemory<N>::bytes, stream>>>(in, to, memory, s.batch, maps);
+  } else {
+    const auto tokens = ssd_backward_tokens_kernel<T, N>;
+    allow(tokens, tokens_kernel_bytes<N>);
+    tokens<<<blocks, 256, tokens_kernel_bytes<N>, stream>>>(in, upstream, to, memory, s.batch);
+  }
   cuda_runtime::check_launch("ssd_backward_tokens_kernel");
   if (memory.slices.count > 1 && (to.dB != nullptr || to.dC != nullptr)) {
     const Index threads = s.batch * s.length * s.ngroups * (N / 4);
@@ -1050,9 +1051,9 @@ void backward(const Inputs<T, cuda>& in, const Saved<T, cuda>& saved,
     if constexpr (std::is_same_v<T, bfloat16>) {
       const detail::AlignedRows aligned = detail::aligned_rows<T>(in, upstream, gradients);
       if (s.d_state == 64)
-        detail::launch_tensor_backward<T, 64>(inputs, from, to, s, aligned, workspace);
+        detail::launch_tensor_backward<T, 64>(in, upstream, gradients.dx, inputs, from, to, aligned, workspace);
       else
-        detail::launch_tensor_backward<T, 128>(inputs, from, to, s, aligned, workspace);
+        detail::launch_tensor_backward<T, 128>(in, upstream, gradients.dx, inputs, from, to, aligned, workspace);
     }
   } else {
     detail::launch_general_backward(inputs, from, to, s, workspace);

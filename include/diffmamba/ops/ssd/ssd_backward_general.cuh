@@ -23,6 +23,7 @@ struct DeviceGradients {
   using Real = accumulate_t<T>;
   T *dx, *ddt, *dB, *dC, *dz;
   Real *dA, *dD, *dD_per_channel, *ddt_bias, *dinitial_state;
+  Real* dlog_decay = nullptr;  // (batch, length, nheads), of ssd::minimal
   Index dx_batch, dx_token, dx_head, ddt_batch, ddt_token, ddt_head, dB_batch, dB_token, dB_group;
   Index dC_batch, dC_token, dC_group, dz_batch, dz_token, dz_head, state_batch, state_head, state_channel;
   Index dA_head, dD_head, dD_per_channel_head, ddt_bias_head;
@@ -88,8 +89,9 @@ struct DeviceUpstream {
 template <class A, class Sum>
 struct ChunkMemory {
   int chunks = 0;
-  A* steps = nullptr;   // dt as the recurrence uses it
-  Sum* sums = nullptr;  // running sums of dt A from the chunk's start
+  A* steps = nullptr;                     // dt as the recurrence uses it
+  Sum* sums = nullptr;                    // running sums of dt A from the chunk's start
+  A *to_end = nullptr, *start = nullptr;  // 2^(end - sum) dt and 2^sum, where sums are powers of two
   A *dA = nullptr, *ddt_bias = nullptr, *dD = nullptr;
   int channels = 1;  // of dD
 };
@@ -97,46 +99,66 @@ struct ChunkMemory {
 // CUDA kernels, shared
 // -------------------------------------------------------------------------------------------------
 
-/// steps and sums: a block of 256 threads per chunk, 32 heads at a time. `unit` scales A: 1, or log2(e) for decays that
-/// are powers of two.
+/// steps and sums: a block of 256 threads has 8 heads (grid.y) of a chunk. `unit` scales A: 1, or log2(e) for decays
+/// that are powers of two.
 template <class T, int Tokens, class Sum>
 __global__ void __launch_bounds__(256)
     ssd_chunk_decays_kernel(DeviceInputs<T> in, ChunkMemory<accumulate_t<T>, Sum> memory, Sum unit) {
   using A = accumulate_t<T>;
   constexpr int per_lane = Tokens / 32;
-  __shared__ A tile[32][Tokens + 1];
+  __shared__ A tile[8][Tokens + 1];
   const Index batch = blockIdx.x / memory.chunks, chunk = blockIdx.x % memory.chunks;
   const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
-  for (int first = 0; first < in.nheads; first += 32) {
-    for (int i = thread; i < 32 * Tokens; i += 256) {
-      const int head = first + i % 32;
-      const Index token = chunk * Tokens + i / 32;
-      A step = 0;
-      if (head < in.nheads && token < in.length)
-        step = discretize(static_cast<A>(in.dt[batch * in.dt_batch + token * in.dt_token + head * in.dt_head]),
-                          in.dt_bias != nullptr ? in.dt_bias[head] : A(0), in.options);
-      tile[i % 32][i / 32] = step;
-    }
-    __syncthreads();
-    for (int head = first + warp; head < min(first + 32, in.nheads); head += 8) {
-      const Sum rate = in.A[head] * unit;
-      Sum sum[per_lane], total = 0;
+  const int first = static_cast<int>(blockIdx.y) * 8;
 #pragma unroll
-      for (int k = 0; k < per_lane; ++k) sum[k] = total += tile[head - first][lane * per_lane + k] * rate;
-      Sum before = total;
-      for (int distance = 1; distance < 32; distance *= 2) {
-        const Sum other = __shfl_up_sync(0xffffffffu, before, distance);
-        if (lane >= distance) before += other;
-      }
-      before -= total;
-      const Index place = (Index{blockIdx.x} * in.nheads + head) * Tokens + lane * per_lane;
+  for (int i = thread; i < 8 * Tokens; i += 256) {
+    const int head = first + i % 8;
+    const Index token = chunk * Tokens + i / 8;
+    A step = 0;
+    if (head < in.nheads && token < in.length)
+      step = in.log_decay != nullptr
+                 ? in.log_decay[batch * in.log_batch + token * in.log_token + head * in.log_head]
+                 : discretize(static_cast<A>(in.dt[batch * in.dt_batch + token * in.dt_token + head * in.dt_head]),
+                              in.dt_bias != nullptr ? in.dt_bias[head] : A(0), in.options);
+    tile[i % 8][i / 8] = step;
+  }
+  __syncthreads();
+  const int head = first + warp;
+  if (head >= in.nheads) return;
+  const Sum rate = in.log_decay != nullptr ? unit : in.A[head] * unit;
+  A step[per_lane];
+  Sum sum[per_lane], total = 0;
 #pragma unroll
-      for (int k = 0; k < per_lane; ++k) {
-        memory.steps[place + k] = tile[head - first][lane * per_lane + k];
-        memory.sums[place + k] = before + sum[k];
-      }
+  for (int k = 0; k < per_lane; ++k) {
+    step[k] = tile[warp][lane * per_lane + k];
+    sum[k] = total += step[k] * rate;
+  }
+  Sum before = total;
+  for (int distance = 1; distance < 32; distance *= 2) {
+    const Sum other = __shfl_up_sync(0xffffffffu, before, distance);
+    if (lane >= distance) before += other;
+  }
+  const Sum end = __shfl_sync(0xffffffffu, before, 31);
+  before -= total;
+  const Index place = (Index{blockIdx.x} * in.nheads + head) * Tokens + lane * per_lane;
+#pragma unroll
+  for (int k = 0; k < per_lane; ++k) {
+    sum[k] += before;
+    if constexpr (!std::is_same_v<Sum, float>) {
+      const bool unit_step = in.log_decay != nullptr && chunk * Tokens + lane * per_lane + k < in.length;
+      memory.steps[place + k] = unit_step ? A(1) : step[k];
+      memory.sums[place + k] = sum[k];
     }
-    __syncthreads();
+  }
+  if constexpr (std::is_same_v<Sum, float>) {
+    const auto four = [&](float* array, auto&& value) {
+      *reinterpret_cast<float4*>(array + place) = make_float4(value(0), value(1), value(2), value(3));
+    };
+    static_assert(per_lane == 4);
+    four(memory.steps, [&](int k) { return step[k]; });
+    four(memory.sums, [&](int k) { return sum[k]; });
+    four(memory.to_end, [&](int k) { return mma::power_of_two(end - sum[k]) * step[k]; });
+    four(memory.start, [&](int k) { return mma::power_of_two(sum[k]); });
   }
 }
 
@@ -214,11 +236,19 @@ __global__ void __launch_bounds__(256)
   for (int k = 0; k < memory.chunks; ++k) {
     const int chunk = Reverse ? memory.chunks - 1 - k : k;
     const Index place = (batch * memory.chunks + chunk) * in.nheads + head, begin = Index{chunk} * Q;
-    const int tokens = static_cast<int>(min(Index{Q}, in.length - begin));
+    const int tokens = static_cast<int>(::min(Index{Q}, in.length - begin));
     __syncthreads();
     if (threadIdx.x < Q) {
       steps[threadIdx.x] = memory.steps[place * Q + threadIdx.x];
-      kept[threadIdx.x] = decay(steps[threadIdx.x], in.A[head]);
+      if (in.log_decay != nullptr) {
+        kept[threadIdx.x] =
+            static_cast<int>(threadIdx.x) < tokens
+                ? std::exp(
+                      in.log_decay[batch * in.log_batch + (begin + threadIdx.x) * in.log_token + head * in.log_head])
+                : A(1);
+      } else {
+        kept[threadIdx.x] = decay(steps[threadIdx.x], in.A[head]);
+      }
     }
     __syncthreads();
     if (!mine) continue;
@@ -251,7 +281,7 @@ __global__ void __launch_bounds__(256)
   const Index place = blockIdx.x, batch = place / in.nheads / memory.chunks;
   const int head = static_cast<int>(place % in.nheads), group = head / in.heads_per_group;
   const Index begin = place / in.nheads % memory.chunks * Q;
-  const int tokens = static_cast<int>(min(Index{Q}, in.length - begin));
+  const int tokens = static_cast<int>(::min(Index{Q}, in.length - begin));
   const double* sums = memory.sums + place * Q;
   const A* steps = memory.steps + place * Q;
   const T* x = in.x + batch * in.x_batch + begin * in.x_token + head * in.x_head;
@@ -311,7 +341,7 @@ __global__ void __launch_bounds__(256) ssd_general_backward_kernel(DeviceInputs<
   const int group = static_cast<int>(blockIdx.x % groups);
   const Index chunk_of_batch = blockIdx.x / groups, batch = chunk_of_batch / memory.chunks;
   const Index begin = chunk_of_batch % memory.chunks * Q;
-  const int tokens = static_cast<int>(min(Index{Q}, in.length - begin));
+  const int tokens = static_cast<int>(::min(Index{Q}, in.length - begin));
   const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
   const int P = in.headdim, N = in.d_state;
   const T* B = in.B + batch * in.B_batch + begin * in.B_token + group * in.B_group;
@@ -421,12 +451,16 @@ __global__ void __launch_bounds__(256) ssd_general_backward_kernel(DeviceInputs<
         da *= std::exp(static_cast<A>(end));
         for (int s = 0; s < thread; ++s) da += passed[thread * row + s] + through_end[s];
         for (int t = thread; t < tokens; ++t) da += from_start[t];
-        const A raw = static_cast<A>(in.dt[batch * in.dt_batch + (begin + thread) * in.dt_token + head * in.dt_head]);
-        dA = steps[thread] * da;
-        ddt = (x_du[thread] + in.A[head] * da) *
-              discretize_derivative(raw, in.dt_bias != nullptr ? in.dt_bias[head] : A(0), in.options);
-        if (to.ddt != nullptr)
-          to.ddt[batch * to.ddt_batch + (begin + thread) * to.ddt_token + head * to.ddt_head] = static_cast<T>(ddt);
+        if (in.log_decay != nullptr) {
+          to.dlog_decay[(batch * in.length + begin + thread) * in.nheads + head] = da;
+        } else {
+          const A raw = static_cast<A>(in.dt[batch * in.dt_batch + (begin + thread) * in.dt_token + head * in.dt_head]);
+          dA = steps[thread] * da;
+          ddt = (x_du[thread] + in.A[head] * da) *
+                discretize_derivative(raw, in.dt_bias != nullptr ? in.dt_bias[head] : A(0), in.options);
+          if (to.ddt != nullptr)
+            to.ddt[batch * to.ddt_batch + (begin + thread) * to.ddt_token + head * to.ddt_head] = static_cast<T>(ddt);
+        }
       }
       dA_terms[thread] = dA;
       ddt_terms[thread] = ddt;
@@ -494,8 +528,9 @@ void launch_general_backward(const DeviceInputs<T>& in, const DeviceUpstream<T>&
   const unsigned blocks = grid_of(s.batch * memory.chunks), heads = grid_of(s.batch * memory.chunks * s.nheads);
   const unsigned groups = grid_of(s.batch * memory.chunks * s.ngroups);
   const unsigned elements = grid_of(s.batch * s.nheads * ((s.d_state * s.headdim + 255) / 256));
-  if (blocks > 0) {
-    ssd_chunk_decays_kernel<T, general_tokens, double><<<blocks, 256, 0, stream>>>(in, memory, 1.0);
+  if (heads > 0) {
+    ssd_chunk_decays_kernel<T, general_tokens, double>
+        <<<dim3(blocks, static_cast<unsigned>((s.nheads + 7) / 8)), 256, 0, stream>>>(in, memory, 1.0);
     cuda_runtime::check_launch("ssd_chunk_decays_kernel");
   }
   if (blocks > 0 && elements > 0) {

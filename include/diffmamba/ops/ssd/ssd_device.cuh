@@ -14,9 +14,11 @@ template <class T>
 struct DeviceInputs {
   const T *x, *dt, *B, *C, *z;
   const accumulate_t<T>*A, *D, *dt_bias, *initial_state;
+  const accumulate_t<T>* log_decay = nullptr;  // of ssd::minimal, which has neither dt nor A
   Index x_batch, x_token, x_head, dt_batch, dt_token, dt_head, B_batch, B_token, B_group, C_batch, C_token, C_group;
   Index z_batch, z_token, z_head, D_head, D_channel;
   Index state_batch, state_head, state_channel;  // of initial_state
+  Index log_batch = 0, log_token = 0, log_head = 0;
   Index length;
   int nheads, headdim, d_state, heads_per_group;
   Options options;
@@ -47,7 +49,7 @@ struct DeviceInputs {
         z_token(in.z.stride(1)),
         z_head(in.z.stride(2)),
         D_head(in.D ? in.D.stride(0) : in.D_per_channel.stride(0)),
-        D_channel(in.D ? 0 : in.D_per_channel.stride(1)),
+        D_channel(in.D_per_channel ? in.D_per_channel.stride(1) : 0),
         state_batch(in.initial_state.stride(0)),
         state_head(in.initial_state.stride(1)),
         state_channel(in.initial_state.stride(2)),

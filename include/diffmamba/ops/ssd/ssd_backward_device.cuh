@@ -1,0 +1,149 @@
+// SPDX-FileCopyrightText: 2026 The diffmamba authors
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "diffmamba/device/mma.cuh"
+#include "diffmamba/ops/ssd/ssd_backward_general.cuh"
+
+/// What the tensor-core kernels of SSD's backward pass share (ssd_backward.cuh says what they are).
+namespace diffmamba::ssd::detail {
+
+inline constexpr int backward_tokens = 128;  // tokens of a chunk on the tensor-core paths
+
+/// How the walk is cut. Slots of segments: (2, batch, nheads, count).
+struct WalkSegments {
+  int count = 1, chunks = 1;  // segments of a sequence; chunks of one
+  float* states = nullptr;    // (slots, d_state, 64)
+  float* decays = nullptr;    // (slots)
+};
+
+/// Cut of a group's heads over blocks.
+struct HeadSlices {
+  int count = 1, heads = 1;
+};
+
+/// Whether rows may be read or written 16 bytes at a time.
+struct AlignedRows {
+  bool x, dout, B, C, dx, dB, dC;
+};
+
+template <class T>
+struct TensorMemory : ChunkMemory<float, float> {
+  T *states = nullptr, *dstates = nullptr;          // (batch, chunks, nheads, d_state, 64)
+  float *from_start = nullptr, *through = nullptr;  // o: like `steps`; w: (batch, chunks, nheads)
+  float *dB = nullptr, *dC = nullptr;               // (slices, batch, length, ngroups, d_state)
+  WalkSegments segments;
+  HeadSlices slices;
+  AlignedRows aligned = {};
+};
+
+/// Which chunk, group and heads a block of the two kernels below has: blocks count slices, then groups, then chunks,
+/// then the batch.
+template <class T>
+struct ChunkBlock {
+  Index batch, begin, place;  // place: of the chunk's first head in arrays by chunk and head
+  int group, slice, first_head, heads, tokens;
+
+  __device__ ChunkBlock(const DeviceInputs<T>& in, const TensorMemory<T>& memory) {
+    const int groups = in.nheads / in.heads_per_group;
+    Index rest = blockIdx.x;
+    slice = static_cast<int>(rest % memory.slices.count);
+    rest /= memory.slices.count;
+    group = static_cast<int>(rest % groups);
+    rest /= groups;
+    batch = rest / memory.chunks;
+    begin = rest % memory.chunks * backward_tokens;
+    place = rest * in.nheads;
+    first_head = group * in.heads_per_group + slice * memory.slices.heads;
+    heads = ::min(memory.slices.heads, in.heads_per_group - slice * memory.slices.heads);
+    tokens = static_cast<int>(::min(Index{backward_tokens}, in.length - begin));
+  }
+  /// Of token t in the partial sums of dB and dC.
+  __device__ Index partial_row(const DeviceInputs<T>& in, Index batches, int t) const {
+    return ((slice * batches + batch) * in.length + begin + t) * (in.nheads / in.heads_per_group) + group;
+  }
+};
+
+/// What a lane has of its 4 tokens: sums of E over later rows and (without dt) over earlier columns, x . du, and
+/// (without dt) the part of x . du that comes through the state after the chunk.
+struct TokenSums {
+  float rows[4], columns[4], x_du[4], through_end[4];
+};
+
+/// da of a head in a chunk and what follows from it, by one warp; lane l has tokens 4 l and on.
+template <class T>
+__device__ inline void finish_head(const DeviceInputs<T>& in, const DeviceGradients<T>& to,
+                                   const TensorMemory<T>& memory, const ChunkBlock<T>& block, int head,
+                                   const TokenSums& mine, float dD) {
+  constexpr int Q = backward_tokens;
+  const int lane = static_cast<int>(threadIdx.x) % 32, t = 4 * lane;
+  const Index place = block.place + head;
+  float later[4], before_end[4], step[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    step[i] = memory.steps[place * Q + t + i];
+    later[i] = mine.rows[i] - step[i] * mine.columns[i] + memory.from_start[place * Q + t + i];
+    before_end[i] = step[i] * mine.through_end[i];
+  }
+  // later: sums over tokens from one's own on; before_end: over those before.
+#pragma unroll
+  for (int i = 2; i >= 0; --i) later[i] += later[i + 1];
+  const float own_later = later[0], own_before = before_end[0] + before_end[1] + before_end[2] + before_end[3];
+  float after = own_later, before = own_before;
+  for (int distance = 1; distance < 32; distance *= 2) {
+    const float next = __shfl_down_sync(0xffffffffu, after, distance);
+    const float previous = __shfl_up_sync(0xffffffffu, before, distance);
+    if (lane + distance < 32) after += next;
+    if (lane >= distance) before += previous;
+  }
+  after -= own_later;
+  before -= own_before;
+  const float w = memory.through[place], A = in.A[head], bias = in.dt_bias != nullptr ? in.dt_bias[head] : 0.0f;
+  float dA = 0.0f, ddt_bias = 0.0f;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float da = later[i] + after + before + w;
+    before += before_end[i];
+    if (t + i >= block.tokens) continue;
+    const Index token = block.begin + t + i;
+    const float raw = static_cast<float>(in.dt[block.batch * in.dt_batch + token * in.dt_token + head * in.dt_head]);
+    const float ddt = (mine.x_du[i] + A * da) * discretize_derivative(raw, bias, in.options);
+    dA += step[i] * da;
+    ddt_bias += ddt;
+    if (to.ddt != nullptr)
+      to.ddt[block.batch * to.ddt_batch + token * to.ddt_token + head * to.ddt_head] = static_cast<T>(ddt);
+  }
+  for (int distance = 16; distance > 0; distance /= 2) {
+    dA += __shfl_xor_sync(0xffffffffu, dA, distance);
+    ddt_bias += __shfl_xor_sync(0xffffffffu, ddt_bias, distance);
+  }
+  if (lane != 0) return;
+  memory.dA[place] = dA;
+  memory.ddt_bias[place] = ddt_bias;
+  memory.dD[place] = dD;
+}
+
+/// Two neighbours of a row that may begin at an odd address.
+template <class T>
+__device__ inline void store_pair(T* to, unsigned pair, bool aligned) {
+  if (aligned) {
+    *reinterpret_cast<unsigned*>(to) = pair;
+  } else {
+    to[0] = reinterpret_cast<const T*>(&pair)[0];
+    to[1] = reinterpret_cast<const T*>(&pair)[1];
+  }
+}
+/// Adds to two neighbours of dB or dC: the sum with what lies in `part` goes there again if slices are to be joined,
+/// else to `target`, which may be null.
+template <class T>
+__device__ inline void add_pair(float first, float second, float* part, T* target, bool join, bool aligned) {
+  float2 sum = *reinterpret_cast<const float2*>(part);
+  sum.x += first;
+  sum.y += second;
+  if (join)
+    *reinterpret_cast<float2*>(part) = sum;
+  else if (target != nullptr)
+    store_pair(target, mma::pack<T>(sum.x, sum.y), aligned);
+}
+
+}  // namespace diffmamba::ssd::detail
