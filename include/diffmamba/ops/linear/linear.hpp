@@ -55,8 +55,9 @@ void check(const Inputs<T, D>& in) {
   if (in.bias) require_shape("linear", "bias", in.bias, Extents<1>{in.weight.extent(0)});
 }
 
-/// On a GPU: y = x weight^T + bias into a tensor or view (rows, out) of T or of accumulate_t<T>. A few rows (decoding)
-/// stream the weight through a kernel of its own.
+/// On a GPU: y = x weight^T + bias into a tensor or view (rows, out) of T or of accumulate_t<T>. Up to eight rows
+/// (decoding) stream the weight through a kernel of their own. For more rows of a 16-bit y with a bias cuBLASLt has no
+/// sum with a float one: the product is rounded, then the bias is added.
 template <class T, diffmamba::detail::OnGpu Result>
 void forward(const Inputs<T, cuda>& in, Result&& result) {
   const auto y = as_view(result);

@@ -250,7 +250,7 @@ inline bool multiply_by_cublas(const GpuMatrix& a, const GpuMatrix& b, const Gpu
   if (c_lies.turned)
     return bias == nullptr &&
            multiply_by_cublas(transposed(b), transposed(a), transposed(c), batch, options, nullptr, 1, stream);
-  // In 16 bits the sum would be rounded before the bias is added, where the library cannot add a float one: ask first.
+  // Where the library cannot add a float bias (16-bit results) it is added apart, to the rounded product.
   bool with_bias = bias != nullptr && bias_stride == 1;
   GpuProduct product{stream.device,
                      a.type,
