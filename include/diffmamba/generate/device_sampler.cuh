@@ -87,19 +87,23 @@ __device__ inline unsigned long long mass_of(float weight, int bits) {
 
 inline constexpr int sampler_list = 4096;
 
+/// The shared memory of select_by_mass.
+struct Selection {
+  unsigned long long sums[2][4][sampler_threads / 32];  // in turns, so that one barrier a round is enough
+  int counts[2][4][sampler_threads / 32];
+  unsigned list[sampler_list];  // keys
+  int listed;
+  unsigned only;
+};
+
 /// Finds, two bits at a time, the smallest key whose mass and that of all smaller keys together are more than `budget`.
 /// `below`: the mass of all smaller keys. False if there is no such key. The mass follows from the key; keys of mass 0
-/// do not count. As soon as no more than sampler_list keys are left they are copied into `list`. Integer sums: no order
-/// matters.
+/// do not count. As soon as no more than sampler_list keys are left they are copied into the list; with `from_list`
+/// they lie there already. Integer sums: no order matters.
 template <class Key, class Mass>
 __device__ inline bool select_by_mass(int size, unsigned long long budget, const Key& key, const Mass& mass,
-                                      unsigned* list, unsigned& found, unsigned long long& below) {
-  constexpr int warps = sampler_threads / 32;
-  __shared__ unsigned long long sums[2][4][warps];  // in turns, so that one barrier a round is enough
-  __shared__ int counts[2][4][warps];
-  __shared__ int listed;
+                                      Selection& shared, bool from_list, unsigned& found, unsigned long long& below) {
   const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
-  bool from_list = false;
   found = 0;
   below = 0;
   __syncthreads();
@@ -108,7 +112,7 @@ __device__ inline bool select_by_mass(int size, unsigned long long budget, const
     unsigned long long sum[4] = {};
     int count[4] = {};
     for (int i = static_cast<int>(threadIdx.x); i < size; i += sampler_threads) {
-      const unsigned bits = from_list ? list[i] : key(i);
+      const unsigned bits = from_list ? shared.list[i] : key(i);
       if (shift < 30 && ((bits ^ found) >> (shift + 2)) != 0) continue;
       const unsigned long long m = mass(bits);
       if (m == 0) continue;
@@ -126,8 +130,8 @@ __device__ inline bool select_by_mass(int size, unsigned long long budget, const
       for (int step = 16; step > 0; step /= 2) sum[d] += __shfl_xor_sync(0xffffffffu, sum[d], step);
       count[d] = __reduce_add_sync(0xffffffffu, count[d]);
       if (lane == 0) {
-        sums[turn][d][warp] = sum[d];
-        counts[turn][d][warp] = count[d];
+        shared.sums[turn][d][warp] = sum[d];
+        shared.counts[turn][d][warp] = count[d];
       }
     }
     __syncthreads();
@@ -135,10 +139,10 @@ __device__ inline bool select_by_mass(int size, unsigned long long budget, const
     int left = 0;
 #pragma unroll
     for (unsigned d = 0; d < 4; ++d) {
-      unsigned long long all = sums[turn][d][lane];
+      unsigned long long all = shared.sums[turn][d][lane];
 #pragma unroll
       for (int step = 16; step > 0; step /= 2) all += __shfl_xor_sync(0xffffffffu, all, step);
-      const int keys = __reduce_add_sync(0xffffffffu, counts[turn][d][lane]);
+      const int keys = __reduce_add_sync(0xffffffffu, shared.counts[turn][d][lane]);
       if (digit < 4) continue;
       if (below + all > budget && keys > 0) {
         digit = d;
@@ -149,12 +153,21 @@ __device__ inline bool select_by_mass(int size, unsigned long long budget, const
     }
     if (digit == 4) return false;
     found |= digit << shift;
+    if (left == 1) {
+      for (int i = static_cast<int>(threadIdx.x); i < size; i += sampler_threads) {
+        const unsigned bits = from_list ? shared.list[i] : key(i);
+        if (((bits ^ found) >> shift) == 0 && mass(bits) != 0) shared.only = bits;
+      }
+      __syncthreads();
+      found = shared.only;
+      return true;
+    }
     if (!from_list && left <= sampler_list) {
-      if (threadIdx.x == 0) listed = 0;
+      if (threadIdx.x == 0) shared.listed = 0;
       __syncthreads();
       for (int i = static_cast<int>(threadIdx.x); i < size; i += sampler_threads) {
         const unsigned bits = key(i);
-        if (((bits ^ found) >> shift) == 0 && mass(bits) != 0) list[atomicAdd(&listed, 1)] = bits;
+        if (((bits ^ found) >> shift) == 0 && mass(bits) != 0) shared.list[atomicAdd(&shared.listed, 1)] = bits;
       }
       __syncthreads();
       from_list = true;
@@ -162,6 +175,40 @@ __device__ inline bool select_by_mass(int size, unsigned long long budget, const
     }
   }
   return true;
+}
+
+/// The key of the k-th largest of `values`, where the larger have the smaller keys. `own` is the largest value that the
+/// calling thread has seen of them; together the threads have seen all.
+__device__ inline unsigned kth_largest(const float* values, int size, Index k, float own, Selection& shared) {
+  __shared__ unsigned maxima[sampler_threads];
+  const auto key = [&](int v) { return ~ordered_bits(values[v]); };
+  const auto one = [](unsigned) { return 1ull; };
+  const auto before = static_cast<unsigned long long>(k) - 1;
+  unsigned found = 0;
+  unsigned long long below = 0;
+  bool listed = false;
+  int count = size;
+  if (size > sampler_list && k <= sampler_threads) {
+    // The k-th largest of the threads' maxima is not more than that of all: few are as large.
+    maxima[threadIdx.x] = ~ordered_bits(own);
+    unsigned bound = 0;
+    select_by_mass(
+        sampler_threads, before, [&](int i) { return maxima[i]; }, one, shared, false, bound, below);
+    __syncthreads();
+    if (threadIdx.x == 0) shared.listed = 0;
+    __syncthreads();
+    for (int v = static_cast<int>(threadIdx.x); v < size; v += sampler_threads) {
+      const unsigned bits = key(v);
+      if (bits > bound) continue;
+      const int at = atomicAdd(&shared.listed, 1);
+      if (at < sampler_list) shared.list[at] = bits;
+    }
+    __syncthreads();
+    listed = shared.listed <= sampler_list;
+    if (listed) count = shared.listed;
+  }
+  select_by_mass(count, before, key, one, shared, listed, found, below);
+  return found;
 }
 
 /// e^x for x <= 0, within a float's rounding.
@@ -185,7 +232,7 @@ __global__ void __launch_bounds__(detail::sampler_threads, 1)
   constexpr int threads = detail::sampler_threads;
   extern __shared__ float shared_row[];
   __shared__ int drawn;
-  __shared__ unsigned list[detail::sampler_list];
+  __shared__ detail::Selection selection;
   const Index row = blockIdx.x;
   const int size = static_cast<int>(logits.extent(1)), thread = static_cast<int>(threadIdx.x);
   const R* from = logits.data() + row * logits.stride(0);
@@ -220,6 +267,7 @@ __global__ void __launch_bounds__(detail::sampler_threads, 1)
       largest = values[v];
       likeliest = v;
     }
+  const float own = largest;
   detail::block_argmax(largest, likeliest);
   if (thread == 0) drawn = likeliest;
   if (bad || likeliest == size) {
@@ -228,12 +276,7 @@ __global__ void __launch_bounds__(detail::sampler_threads, 1)
     // What is less than the k-th largest goes: of the keys turned around, the k-th smallest.
     float least = -INFINITY;
     if (options.top_k > 0 && options.top_k < size) {
-      unsigned key = 0;
-      unsigned long long below = 0;
-      detail::select_by_mass(
-          size, static_cast<unsigned long long>(options.top_k) - 1,
-          [&](int v) { return ~detail::ordered_bits(values[v]); }, [](unsigned) { return 1ull; }, list, key, below);
-      const unsigned bits = ~key;
+      const unsigned bits = ~detail::kth_largest(values, size, options.top_k, own, selection);
       least = __uint_as_float((bits >> 31) != 0 ? bits ^ 0x80000000u : ~bits);
     }
     __syncthreads();
@@ -262,8 +305,8 @@ __global__ void __launch_bounds__(detail::sampler_threads, 1)
       unsigned long long dropped = ~0ull;  // so many of those with the weight of `key`
       if (detail::select_by_mass(
               size, budget, bits,
-              [&](unsigned word) { return detail::mass_of(__uint_as_float(word), options.mass_bits); }, list, key,
-              below))
+              [&](unsigned word) { return detail::mass_of(__uint_as_float(word), options.mass_bits); }, selection,
+              false, key, below))
         dropped = (budget - below) / detail::mass_of(__uint_as_float(key), options.mass_bits);
       else
         key = __float_as_uint(1.0f);
@@ -342,7 +385,7 @@ void device_sample(const SampleArrays<R>& arrays, const SamplerOptions& options,
   int most = 0;
   cuda_runtime::check(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, stream.device),
                       "cudaDeviceGetAttribute");
-  constexpr Index fixed = 24576;  // more than the kernel's own shared memory
+  constexpr Index fixed = 28672;  // more than the kernel's own shared memory
   const Index bytes = size * static_cast<Index>(sizeof(float));
   const bool in_shared = bytes + fixed <= most;
   const auto mark = workspace.mark();
