@@ -265,6 +265,11 @@ template <class T, int N, bool Hopper>
 __global__ void __launch_bounds__(256)
     ssd_backward_states_kernel(DeviceInputs<T> in, DeviceUpstream<T> upstream, TensorMemory<T> memory, Index batches,
                                const __grid_constant__ BackwardMaps maps) {
+#if defined(DIFFMAMBA_SM90A)
+  constexpr bool by_engine = Hopper;
+#else
+  constexpr bool by_engine = false;
+#endif
   using mma::swizzled;
   constexpr int Q = backward_tokens, P = 64, n_tiles = N / 16;  // of 8 columns, per warp
   const ChunkBlock<T> block(in, memory);
@@ -278,7 +283,7 @@ __global__ void __launch_bounds__(256)
   float* const o_parts = reinterpret_cast<float*>(C_tile + Q * N);  // (2, 2, Q)
   float* const w_parts = o_parts + 4 * Q;                           // (2, 8)
   __shared__ std::uint64_t full[2];                                 // used with Hopper only
-  if constexpr (Hopper) {
+  if constexpr (by_engine) {
     if (thread == 0) {
       hopper::initialise(&full[0], 1);
       hopper::initialise(&full[1], 1);
@@ -290,7 +295,7 @@ __global__ void __launch_bounds__(256)
     const int head = block.first_head + k;
     T* const x_tile = reinterpret_cast<T*>(shared + (k & 1) * stage_bytes);
     const Index place = block.place + head;
-    if constexpr (Hopper) {
+    if constexpr (by_engine) {
       if (thread != 0) return;
       const int batch = static_cast<int>(block.batch), begin = static_cast<int>(block.begin);
       std::uint64_t* const barrier = &full[k & 1];
@@ -342,7 +347,7 @@ __global__ void __launch_bounds__(256)
   mma::commit_copies();
   start_loading(0);
   for (int k = 0; k < block.heads; ++k) {
-    if constexpr (Hopper) {
+    if constexpr (by_engine) {
       if (k == 0) mma::wait_for_copies<0>();
       hopper::wait(&full[k & 1], static_cast<unsigned>(k / 2 & 1));
     } else {
