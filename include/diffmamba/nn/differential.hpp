@@ -213,7 +213,7 @@ class Differential : public Module<Differential<MixerType>> {
     const auto lambda = lambda_.value();
     if constexpr (Paths::as_one)
       if (!norm_before() && x.extent(0) * x.extent(1) >= rows_that_fold)
-        return finish(paths_.difference(x, lambda, folded_scale(), nullptr));
+        return finish(paths_.difference(x, lambda, folded_scale()));
     const auto [y1, y2] = paths_.both(x, state);
     return combine(y1, y2, lambda, nullptr);
   }

@@ -80,10 +80,10 @@ class PathsAsOne {
     if (!rebuilds_gated(inner_)) saved.gated = std::move(gated);
     return out;
   }
-  Tensor<T, 3, D> difference(const View<const T, 3, D>& x, const View<const R, 1, D>& lambda, double scale,
-                             State* state) const {
-    return difference_of(inner_.forward(x, state), lambda, scale);
+  Tensor<T, 3, D> difference(const View<const T, 3, D>& x, const View<const R, 1, D>& lambda, double scale) const {
+    return difference_of(inner_.forward(x), lambda, scale);
   }
+  /// The same from a state on, with the lambda and the factor that it was made for.
   Tensor<T, 3, D> difference(const View<const T, 3, D>& x, State& state) const {
     return project(inner_.forward(x, &state), *state.folded);
   }
