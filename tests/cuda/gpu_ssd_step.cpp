@@ -14,6 +14,7 @@ using namespace diffmamba::test;
 
 namespace {
 
+constexpr Shape many_rows{9, 1, 64, 63, 1, 128};
 constexpr ssd::Options options{.dt_softplus = true, .dt_min = 0.05, .dt_max = 1.5};
 
 template <class T>
@@ -88,9 +89,10 @@ TEST_SUITE("on a GPU" * doctest::skip(cuda_runtime::device_count() == 0)) {
                                                            : 6e-4;
     const double state_tolerance = std::is_same_v<T, double> ? 1e-13 : 2e-6;
     for (const Shape& shape : {Shape{3, 5, 4, 7, 2, 19}, Shape{2, 3, 4, 64, 1, 128}, Shape{33, 2, 5, 64, 1, 64},
-                               Shape{40, 1, 32, 63, 2, 128}, Shape{1, 4, 3, 33, 3, 16}, Shape{2, 2, 2, 9, 1, 32},
-                               Shape{0, 1, 2, 4, 1, 8}, Shape{2, 0, 2, 4, 1, 16}})
+                               Shape{9, 1, 8, 63, 2, 128}, Shape{1, 4, 3, 33, 3, 16}, Shape{2, 2, 2, 9, 1, 32},
+                               Shape{0, 1, 2, 4, 1, 8}, Shape{2, 0, 2, 4, 1, 16}, many_rows})
       for (const With& with : {everything, everything_per_channel, With{}}) {
+        if (shape.nheads == many_rows.nheads && !(with.D_per_channel && std::is_same_v<T, bfloat16>)) continue;  // slow
         CAPTURE(shape.batch);
         CAPTURE(shape.d_state);
         const Data<T> data(shape, with);

@@ -5,12 +5,13 @@
 #include <cstdint>  // std::uintptr_t
 
 #include "diffmamba/device/cuda.cuh"
+#include "diffmamba/device/overlap.cuh"
 #include "diffmamba/ops/ssd/ssd.hpp"
 
 /// Decoding on an NVIDIA GPU: memory is what it costs, so every state is read and written once, whatever the number of
 /// tokens. A row of the state (a channel of a head) lies in the registers of some lanes of a warp, 16 bytes each, while
 /// its tokens pass; B and C come out of the first-level cache. How many rows a warp owns follows from the batch: one
-/// keeps all multiprocessors busy for a single sequence, four have more loads in flight.
+/// keeps all multiprocessors busy for a single sequence, four or eight have more loads in flight.
 namespace diffmamba::ssd {
 namespace detail {
 
@@ -108,6 +109,15 @@ __global__ void __launch_bounds__(128) ssd_step_kernel(StepOperands<T> in) {
   const int h = static_cast<int>(sequence % in.nheads), group = h / in.heads_per_group;
   if (sequence >= in.rows / in.headdim) return;
   const int first = static_cast<int>(item % pieces) * Rows * side_by_side + lane / Lanes;
+  cuda_runtime::let_next_kernel_begin();
+  if (in.slots == nullptr && part == 0) {  // while the kernel before still computes x, B and C
+#pragma unroll
+    for (int r = 0; r < Rows; ++r)
+      if (const int p = first + r * side_by_side; p < in.headdim)
+        cuda_runtime::prefetch_to_l2(in.state + b * in.state_slot + h * in.state_head + p * in.state_channel,
+                                     4 * Lanes * sizeof(float));
+  }
+  cuda_runtime::wait_for_earlier_kernels();
   const Index slot = in.slot(b);
   float4 state[Rows];
   float4* const place =
@@ -148,14 +158,16 @@ __global__ void __launch_bounds__(128) ssd_step_kernel(StepOperands<T> in) {
     for (int distance = Lanes / 2; distance > 0; distance /= 2)
 #pragma unroll
       for (int r = 0; r < Rows; ++r) y[r] += __shfl_xor_sync(0xffffffffu, y[r], distance);
-    if (part != 0) continue;
+    // Now every lane has all sums; the first ones write one each.
+    static_assert(Rows <= Lanes);
+    float sum = y[0], own_value = value[0];
 #pragma unroll
-    for (int r = 0; r < Rows; ++r) {
-      const int p = first + r * side_by_side;
-      if (p < in.headdim)
-        in.out[b * in.out_batch + t * in.out_token + h * in.out_head + p] =
-            slot >= 0 ? in.gated(y[r], value[r], b, t, h, p) : static_cast<T>(0.0f);
-    }
+    for (int r = 1; r < Rows; ++r)
+      if (part == r) sum = y[r], own_value = value[r];
+    const int p = first + part * side_by_side;
+    if (part < Rows && p < in.headdim)
+      in.out[b * in.out_batch + t * in.out_token + h * in.out_head + p] =
+          slot >= 0 ? in.gated(sum, own_value, b, t, h, p) : static_cast<T>(0.0f);
   }
   if (slot < 0) return;
 #pragma unroll
@@ -211,17 +223,25 @@ template <class T, int Lanes, int Rows>
 void launch_step(const StepOperands<T>& in, CUstream_st* stream) {
   constexpr int rows = Rows * 32 / Lanes;
   const Index pieces = (in.headdim + rows - 1) / rows;
-  ssd_step_kernel<T, Lanes, Rows><<<step_blocks(in.rows / in.headdim * pieces), 128, 0, stream>>>(in);
-  cuda_runtime::check_launch("ssd_step_kernel");
+  const unsigned blocks = step_blocks(in.rows / in.headdim * pieces);
+  if (blocks <= 1024) {  // all of them on the GPU at once, and room for the next kernel's
+    cuda_runtime::launch_overlapped("ssd_step_kernel", ssd_step_kernel<T, Lanes, Rows>, blocks, 128, 0, stream, in);
+  } else {
+    ssd_step_kernel<T, Lanes, Rows><<<blocks, 128, 0, stream>>>(in);
+    cuda_runtime::check_launch("ssd_step_kernel");
+  }
 }
 
 template <class T, int Lanes>
 void launch_step(const StepOperands<T>& in, CUstream_st* stream) {
   // About 16 warps of one row each for every multiprocessor of the largest GPUs: then several rows a warp.
-  if (in.rows * Lanes / 32 <= 4096)
+  const Index warps = in.rows * Lanes / 32;
+  if (warps <= 4096)
     launch_step<T, Lanes, 1>(in, stream);
-  else
+  else if (warps <= 32768)
     launch_step<T, Lanes, 4>(in, stream);
+  else
+    launch_step<T, Lanes, (Lanes < 8 ? 4 : 8)>(in, stream);
 }
 
 /// Whether rows of states can be read by 16 bytes, and those of B and C by four elements.
@@ -231,8 +251,17 @@ bool step_is_aligned(const StepOperands<T>& in) {
     return reinterpret_cast<std::uintptr_t>(data) % unit == 0;
   };
   bool good = aligned(in.state, 16) && aligned(in.B, 4 * sizeof(T)) && aligned(in.C, 4 * sizeof(T));
-  const Index strides[] = {in.state_slot, in.state_head, in.state_channel, in.B_batch, in.B_token,
-                           in.B_group,    in.C_batch,    in.C_token,       in.C_group};
+  // The stride of an axis of one element says nothing.
+  const bool groups = in.nheads > in.heads_per_group, tokens = in.tokens > 1;
+  const Index strides[] = {in.state_slot,
+                           in.state_head,
+                           in.state_channel,
+                           in.B_batch,
+                           in.C_batch,
+                           tokens ? in.B_token : 0,
+                           tokens ? in.C_token : 0,
+                           groups ? in.B_group : 0,
+                           groups ? in.C_group : 0};
   for (const Index stride : strides) good = good && stride % 4 == 0;
   return good;
 }
