@@ -14,6 +14,9 @@
 #include "diffmamba/device/pinned.cuh"
 #include "diffmamba/tensor/copy.cuh"
 
+// Expressions
+#include "diffmamba/expr/evaluate.cuh"
+
 // Operators, forward and backward
 #include "diffmamba/ops/causal_conv1d/causal_conv1d_backward.cuh"
 #include "diffmamba/ops/causal_conv1d/causal_conv1d_forward.cuh"
@@ -41,8 +44,10 @@
 #include "diffmamba/ops/selective_scan/selective_scan_backward.cuh"
 #include "diffmamba/ops/selective_scan/selective_scan_forward.cuh"
 #include "diffmamba/ops/selective_scan/selective_scan_step.cuh"
+#include "diffmamba/ops/ssd/segsum.cuh"
 #include "diffmamba/ops/ssd/ssd_backward.cuh"
 #include "diffmamba/ops/ssd/ssd_forward.cuh"
+#include "diffmamba/ops/ssd/ssd_minimal.cuh"
 #include "diffmamba/ops/ssd/ssd_step.cuh"
 #include "diffmamba/ops/swiglu/swiglu_backward.cuh"
 #include "diffmamba/ops/swiglu/swiglu_forward.cuh"

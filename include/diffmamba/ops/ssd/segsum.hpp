@@ -53,4 +53,10 @@ Tensor<T, 2> backward(const View<const T, 3>& dout) {
   return dx;
 }
 
+// On a GPU, on the calling thread's current stream; defined in segsum.cuh.
+template <class T>
+Tensor<T, 3, cuda> forward(const View<const T, 2, cuda>& x);
+template <class T>
+Tensor<T, 2, cuda> backward(const View<const T, 3, cuda>& dout);
+
 }  // namespace diffmamba::ssd::segsum

@@ -90,7 +90,7 @@ __global__ void __launch_bounds__(128) ssd_segment_kernel(DeviceInputs<T> in, De
 
   const int all_chunks = static_cast<int>((in.length + Q - 1) / Q);
   const int first_chunk = segment * segments.chunks;
-  const int last_chunk = min(first_chunk + segments.chunks, all_chunks);
+  const int last_chunk = ::min(first_chunk + segments.chunks, all_chunks);
 
   const auto start_loading = [&](int chunk) {
     T* const target = tiles + (chunk & 1) * stage;
@@ -325,6 +325,21 @@ __global__ void ssd_segment_states_kernel(DeviceInputs<T> in, Segments segments)
   }
 }
 
+/// dt of a token as the recurrence uses it and what the state keeps.
+template <class T>
+__device__ inline void time_step(const DeviceInputs<T>& in, Index batch, Index token, int head, accumulate_t<T>& step,
+                                 accumulate_t<T>& kept) {
+  using A = accumulate_t<T>;
+  if (in.log_decay != nullptr) {
+    step = A(1);
+    kept = std::exp(in.log_decay[batch * in.log_batch + token * in.log_token + head * in.log_head]);
+    return;
+  }
+  step = discretize(static_cast<A>(in.dt[batch * in.dt_batch + token * in.dt_token + head * in.dt_head]),
+                    in.dt_bias != nullptr ? in.dt_bias[head] : A(0), in.options);
+  kept = decay(step, in.A[head]);
+}
+
 /// The general path, sequential in time: 16 lanes for four channels of a head, each with `States` elements of their
 /// states in registers (d_state <= 16 States); a block has 32 channels and brings tiles of 16 tokens into shared
 /// memory. Grid: pieces of 32 channels of every head of the batch.
@@ -348,9 +363,7 @@ __global__ void __launch_bounds__(128) ssd_recurrence_kernel(DeviceInputs<T> in,
   const T* const x = in.x + batch * in.x_batch + head * in.x_head + first;
   const T* const B = in.B + batch * in.B_batch + group * in.B_group;
   const T* const C = in.C + batch * in.C_batch + group * in.C_group;
-  const T* const dt = in.dt + batch * in.dt_batch + head * in.dt_head;
-  const A rate = in.A[head], bias = in.dt_bias != nullptr ? in.dt_bias[head] : A(0);
-  const int width = min(channels, in.headdim - first);
+  const int width = ::min(channels, in.headdim - first);
 
   A state[4][States];
 #pragma unroll
@@ -375,10 +388,7 @@ __global__ void __launch_bounds__(128) ssd_recurrence_kernel(DeviceInputs<T> in,
       B_tile[i] = there ? static_cast<A>(B[(begin + t) * in.B_token + n]) : A(0);
       C_tile[i] = there ? static_cast<A>(C[(begin + t) * in.C_token + n]) : A(0);
     }
-    if (thread < count) {
-      steps[thread] = discretize(static_cast<A>(dt[(begin + thread) * in.dt_token]), bias, in.options);
-      kept[thread] = decay(steps[thread], rate);
-    }
+    if (thread < count) time_step(in, batch, begin + thread, head, steps[thread], kept[thread]);
     __syncthreads();
     for (int t = 0; t < count; ++t) {
       A input[4], y[4] = {};
@@ -445,12 +455,10 @@ __global__ void __launch_bounds__(128) ssd_large_state_kernel(DeviceInputs<T> in
     state[n] = in.initial_state != nullptr
                    ? in.initial_state[batch * in.state_batch + head * in.state_head + p * in.state_channel + n]
                    : A(0);
-  const A rate = in.A[head], bias = in.dt_bias != nullptr ? in.dt_bias[head] : A(0);
   const A skip = in.D != nullptr ? in.D[head * in.D_head + p * in.D_channel] : A(0);
   for (Index t = 0; t < in.length; ++t) {
-    const A step =
-        discretize(static_cast<A>(in.dt[batch * in.dt_batch + t * in.dt_token + head * in.dt_head]), bias, in.options);
-    const A kept = decay(step, rate);
+    A step, kept;
+    time_step(in, batch, t, head, step, kept);
     const A x = static_cast<A>(in.x[batch * in.x_batch + t * in.x_token + head * in.x_head + p]);
     const T* B = in.B + batch * in.B_batch + t * in.B_token + group * in.B_group;
     const T* C = in.C + batch * in.C_batch + t * in.C_token + group * in.C_group;

@@ -103,7 +103,7 @@ __device__ inline bool find_piece(const Walk& walk, Index block, int k, bool out
   if (walk.segments > 1) {
     const int segment = static_cast<int>(block % walk.segments), share = static_cast<int>(walk.share);
     piece = {block / walk.segments, output ? static_cast<int>(block) : -1, output ? -1 : static_cast<int>(block),
-             segment * share, min((segment + 1) * share, walk.chunks)};
+             segment * share, ::min((segment + 1) * share, walk.chunks)};
     return k == 0 && (output || segment + 1 < walk.segments);
   }
   const Index all = walk.sequences * walk.chunks, begin = block * walk.share;
@@ -135,7 +135,7 @@ struct Place {
     const int pair = static_cast<int>(sequence % walk.pairs), first = pair % walk.group_pairs * hopper_heads;
     group = pair / walk.group_pairs;
     head = group * in.heads_per_group + first;
-    heads = min(hopper_heads, in.heads_per_group - first);
+    heads = ::min(hopper_heads, in.heads_per_group - first);
   }
 };
 
@@ -355,6 +355,7 @@ __global__ void __launch_bounds__(hopper_threads<Output>, 1)
         hopper::end_products();
         hopper::wait_for_products<0>();
         hopper::hold(state);
+        __syncwarp();
         if (lane == 0) hopper::arrive(&empty[stage]);
         if (Output && chunk + 1 < piece.last) publish_state();
         next_stage();
@@ -474,6 +475,7 @@ __global__ void __launch_bounds__(hopper_threads<Output>, 1)
         __syncwarp();
         hopper::wait_for_products<0>();
         hopper::hold(y);
+        __syncwarp();
         if (lane == 0) hopper::arrive(&empty[stage]);
 
           // The gate; then out in whole rows.
