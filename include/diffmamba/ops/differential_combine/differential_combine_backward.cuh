@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include "diffmamba/ops/differential_combine/differential_combine_forward.cuh"  // detail::DifferenceRow
+#include "diffmamba/ops/differential_combine/differential_combine_forward.cuh"  // detail::GpuDifferenceRow
 
 /// The backward pass of the differential combination on an NVIDIA GPU; differential_combine_backward.hpp derives the
 /// formulas. One launch reads every row once, writes the gradients of the paths and keeps the sums of the parameters
@@ -36,7 +36,7 @@ __global__ void __launch_bounds__(Shape::threads, 2)
     const Index row = first + Shape::group();
     const int count = row < rows ? channels : 0;  // a row that is not there has no channels
     const RowPosition at(row < rows ? row : 0, length);
-    DifferenceRow<Shape, T> paths(in, at);
+    GpuDifferenceRow<Shape, T> paths(in, at);
     const A* const kept = saved_rstd + 3 * (row < rows ? row : 0);
     paths.rstd1 = kept[0];
     paths.rstd2 = kept[1];

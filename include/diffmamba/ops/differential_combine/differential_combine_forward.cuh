@@ -14,7 +14,7 @@ using namespace diffmamba::detail;
 
 /// One row of the two paths and what is made of it.
 template <class Shape, class T>
-struct DifferenceRow {
+struct GpuDifferenceRow {
   using A = accumulate_t<T>;
   static constexpr int Unit = Shape::Unit;
   const T *y1, *y2;
@@ -23,7 +23,7 @@ struct DifferenceRow {
   A rstd1 = 1, rstd2 = 1;
   StoredRow<Shape, T> stored1, stored2;
 
-  __device__ DifferenceRow(const Inputs<T, cuda>& in, const RowPosition& at)
+  __device__ GpuDifferenceRow(const Inputs<T, cuda>& in, const RowPosition& at)
       : y1(at.of(in.y1)),
         y2(at.of(in.y2)),
         norm_weight(in.norm_weight.data()),
@@ -78,7 +78,7 @@ __global__ void __launch_bounds__(Shape::threads)
     const Index row = first + Shape::group();
     const int count = row < rows ? channels : 0;  // a row that is not there has no channels
     const RowPosition at(row < rows ? row : 0, length);
-    DifferenceRow<Shape, T> paths(in, at);
+    GpuDifferenceRow<Shape, T> paths(in, at);
     paths.load(0, count);
     if (before) {
       A sums[2] = {};

@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include "diffmamba/ops/rms_norm/rms_norm_forward.cuh"  // detail::StreamRow
+#include "diffmamba/ops/rms_norm/rms_norm_forward.cuh"  // detail::GpuStreamRow
 
 /// The backward pass of both norms on an NVIDIA GPU; rms_norm_backward.hpp derives the formulas. One launch reads every
 /// row once, writes the gradients of the stream and keeps the sums of the parameters per block; a second adds those up.
@@ -122,7 +122,7 @@ __global__ void __launch_bounds__(Shape::threads, 1024 / Shape::threads)
     const Index row = first + Shape::group();
     const int count = row < rows ? channels : 0;  // a row that is not there has no channels
     const RowPosition at(row < rows ? row : 0, length);
-    const StreamRow<Shape, T> stream(in, at);
+    const GpuStreamRow<Shape, T> stream(in, at);
     const A* const kept = at.of(upstream.residual_out);
     const T* const dout = at.of(upstream.dout);
     const T* const dout1 = Sums == all_sums ? at.of(upstream.dout1) : nullptr;

@@ -16,13 +16,13 @@ inline constexpr int stages = 3;
 
 /// The addends of the residual stream in one row.
 template <class Shape, class T>
-struct StreamRow {
+struct GpuStreamRow {
   using A = accumulate_t<T>;
   const T *x, *x1;
   const A* residual;
   A rowscale;
 
-  __device__ StreamRow(const Inputs<T, cuda>& in, const RowPosition& at)
+  __device__ GpuStreamRow(const Inputs<T, cuda>& in, const RowPosition& at)
       : x(at.of(in.x)), x1(at.of(in.x1)), residual(at.of(in.residual)), rowscale(1) {
     if (in.rowscale) rowscale = *at.of(in.rowscale);
   }
@@ -150,7 +150,7 @@ __global__ void __launch_bounds__(Shape::threads, 1024 / Shape::threads)
     const Index row = first + Shape::group();
     const int count = row < rows ? channels : 0;  // a row that is not there has no channels
     const RowPosition at(row < rows ? row : 0, length);
-    const StreamRow<Shape, T> stream(in, at);
+    const GpuStreamRow<Shape, T> stream(in, at);
     A* const kept = at.of(to.residual_out);
     A r[Unit];
     // Later passes read the sum where it was stored: residual_out may lie over residual.
