@@ -177,7 +177,7 @@ def cases(found):
 
                 for backward in (False, True):
                     kind = "forward + backward" if backward else "forward"
-                    yield case(f"{batch} x {length}, {heads} heads, N {state} bfloat16 {kind}", "ssd", ssd, backward)
+                    yield case(f"{batch} x {length}, {heads} heads, N {state} bfloat16 {kind} (chunks of {chunk})", "ssd", ssd, backward)
         for width in (1024, 2048):
             def gated_norm(width=width):
                 x, z = tensor(16384, width), tensor(16384, width)
@@ -241,7 +241,10 @@ def ours(folder, bench):
 def main():
     arguments = parse()
     found = load_packages(arguments.sources, arguments.build)
-    mine, best = {}, {}
+    if not arguments.json:
+        print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, peers: {' '.join(sorted(found))}")
+        print(f"{'case':64} {'ours ms':>9} {'peer ms':>9} {'eager ms':>9} {'x peer':>7}", flush=True)
+    mine = {}
     for name, bench, make in cases(found):
         if arguments.only and arguments.only not in bench + " " + name:
             continue
@@ -254,21 +257,14 @@ def main():
             continue
         finally:
             torch.cuda.empty_cache()
-        key = (bench, name)  # the best of the chunk sizes
-        before = best.get(key)
-        if before is None or (graphed or eager) < (before[1] or before[0]):
-            best[key] = (eager, graphed)
-    if not arguments.json:
-        print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
-        print(f"{'case':64} {'ours ms':>9} {'peer ms':>9} {'eager ms':>9} {'x peer':>7}")
-    for (bench, name), (eager, graphed) in best.items():
-        our = mine[bench].get(name)
+        our = mine[bench].get(name.split(" (")[0])
         if arguments.json:
-            print(json.dumps({"bench": bench, "case": name, "ours_ms": our, "peer_ms": graphed, "peer_eager_ms": eager}))
+            record = {"bench": bench, "case": name, "ours_ms": our, "peer_ms": graphed, "peer_eager_ms": eager}
+            print(json.dumps(record), flush=True)
         else:
+            cells = [f"{value:9.4f}" if value else " " * 9 for value in (our, graphed, eager)]
             ratio = f"{(graphed or eager) / our:7.2f}" if our else ""
-            show = lambda value: f"{value:9.4f}" if value else " " * 9
-            print(f"{(bench.split()[0] + ' ' + name):64} {show(our)} {show(graphed)} {show(eager)} {ratio}")
+            print(f"{(bench.split()[0] + ' ' + name):64} {' '.join(cells)} {ratio}", flush=True)
 
 
 if __name__ == "__main__":
