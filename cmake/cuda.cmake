@@ -17,7 +17,8 @@ set_target_properties(diffmamba_cuda PROPERTIES EXPORT_NAME cuda)
 # Under nvcc Eigen would turn its SIMD off, and in a program with .cpp and .cu files the link order would decide.
 target_compile_definitions(diffmamba_cuda INTERFACE EIGEN_NO_CUDA)
 # CMake 3.25 with nvcc 13 knows neither cuda_std_20 nor CUDA_STANDARD 20.
-target_compile_options(diffmamba_cuda INTERFACE $<$<COMPILE_LANGUAGE:CUDA>:-std=c++20>)
+# It warns of GCC's own pragmas in the CPU's kernels, too (1675).
+target_compile_options(diffmamba_cuda INTERFACE $<$<COMPILE_LANGUAGE:CUDA>:-std=c++20 --diag-suppress=1675>)
 if(TARGET OpenMP::OpenMP_CXX AND CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
   # The inline functions of .cpp and .cu files must be the same ones.
   target_compile_options(diffmamba_cuda INTERFACE $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-fopenmp>)
