@@ -33,7 +33,7 @@ struct UserFunction {
   static constexpr bool gives_mask = false;
   F f;
   template <class... V>
-  auto operator()(V... v) const {
+  DIFFMAMBA_HOST_DEVICE auto operator()(V... v) const {
     return f(v...);
   }
 };

@@ -19,7 +19,18 @@
 
 namespace diffmamba {
 
+#define DIFFMAMBA_EXPRESSION_ON_GPU                                                                    \
+  "diffmamba: an expression on a GPU is a kernel of its own; compile this file with nvcc and include " \
+  "diffmamba/expr/evaluate.cuh"
+
 namespace detail {
+
+/// Whether this file may launch kernels (which evaluate.cuh has).
+#if defined(__CUDACC__)
+inline constexpr bool compiled_for_gpu = true;
+#else
+inline constexpr bool compiled_for_gpu = false;
+#endif
 
 template <class T, class Node>
 constexpr void check_target() {
@@ -147,13 +158,12 @@ requires(is_expression<E>) void evaluate_into(const View<T, Rank, DeviceType>& t
   using Where = typename E::device_type;
   static_assert(std::is_same_v<Where, DeviceType> || std::is_same_v<Where, detail::AnyDevice>,
                 "diffmamba: operands live on different devices; copy one with to<cpu>(...) or to<cuda>(...)");
-  static_assert(std::is_same_v<DeviceType, cpu>,
-                "diffmamba: expressions on a GPU need the CUDA header of the expressions");
+  static_assert(std::is_same_v<DeviceType, cpu> || detail::compiled_for_gpu, DIFFMAMBA_EXPRESSION_ON_GPU);
   static_assert(E::rank == Rank, DIFFMAMBA_OTHER_RANK);
   detail::check_target<T, E>();
   require(target.extents() == expression.extents(), "assignment: the target has the shape ", target.extents(),
           ", the expression ", expression.extents());
-  detail::evaluate_blocks(target, expression);
+  evaluate_blocks(target, expression);  // in detail, for either device
 }
 
 /// Writes an expression, tensor, view or number to the elements of a tensor or view, broadcast to its shape.
@@ -166,8 +176,7 @@ void assign(Target&& target, X&& x) {
   using Where = typename From::device_type;
   static_assert(std::is_same_v<Where, typename To::device_type> || std::is_same_v<Where, detail::AnyDevice>,
                 "diffmamba: operands live on different devices; copy one with to<cpu>(...) or to<cuda>(...)");
-  static_assert(std::is_same_v<typename To::device_type, cpu>,
-                "diffmamba: expressions on a GPU need the CUDA header of the expressions");
+  static_assert(std::is_same_v<typename To::device_type, cpu> || detail::compiled_for_gpu, DIFFMAMBA_EXPRESSION_ON_GPU);
   static_assert(From::rank <= To::rank, "diffmamba: the expression has more axes than the target of the assignment");
   detail::check_target<typename To::element_type, From>();
   for (int i = 1; i <= From::rank; ++i) {
@@ -175,7 +184,7 @@ void assign(Target&& target, X&& x) {
     require(size == 1 || size == view.extents().sizes[To::rank - i], "assignment: the target has the shape ",
             view.extents(), ", the expression ", node.extents());
   }
-  detail::evaluate_blocks(view, node);
+  evaluate_blocks(view, node);
 }
 
 // target op= x is assign(target, target op x); the target is a tensor or a view.

@@ -45,7 +45,7 @@ struct Sum {
   static constexpr bool empty_is_defined = true;
   static constexpr double identity = 0.0;
   template <class V>
-  static V combine(V a, V b) {
+  DIFFMAMBA_HOST_DEVICE static V combine(V a, V b) {
     return a + b;
   }
   template <class T>
@@ -53,7 +53,7 @@ struct Sum {
     return lanes.sum();
   }
   template <class T>
-  static T finish(T total, Index) {
+  DIFFMAMBA_HOST_DEVICE static T finish(T total, Index) {
     return total;
   }
 };
@@ -61,7 +61,7 @@ struct Mean : Sum {
   static constexpr const char* name = "mean";
   static constexpr bool empty_is_defined = false;
   template <class T>
-  static T finish(T total, Index count) {
+  DIFFMAMBA_HOST_DEVICE static T finish(T total, Index count) {
     return total / static_cast<T>(count);
   }
 };
@@ -70,7 +70,7 @@ struct Max {
   static constexpr bool empty_is_defined = false;
   static constexpr double identity = -std::numeric_limits<double>::infinity();
   template <class V>
-  static V combine(V a, V b) {
+  DIFFMAMBA_HOST_DEVICE static V combine(V a, V b) {
     return maximum(a, b);
   }
   template <class T>
@@ -78,7 +78,7 @@ struct Max {
     return combine_lanes(lanes, combine<T>);
   }
   template <class T>
-  static T finish(T largest, Index) {
+  DIFFMAMBA_HOST_DEVICE static T finish(T largest, Index) {
     return largest;
   }
 };
@@ -87,7 +87,7 @@ struct Min {
   static constexpr bool empty_is_defined = false;
   static constexpr double identity = std::numeric_limits<double>::infinity();
   template <class V>
-  static V combine(V a, V b) {
+  DIFFMAMBA_HOST_DEVICE static V combine(V a, V b) {
     return minimum(a, b);
   }
   template <class T>
@@ -95,7 +95,7 @@ struct Min {
     return combine_lanes(lanes, combine<T>);
   }
   template <class T>
-  static T finish(T smallest, Index) {
+  DIFFMAMBA_HOST_DEVICE static T finish(T smallest, Index) {
     return smallest;
   }
 };
