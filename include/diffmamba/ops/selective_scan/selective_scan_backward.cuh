@@ -10,10 +10,10 @@
 /// saved before it, with the states after each of its 16 tokens in registers, and then back, each decay computed anew:
 /// two exponentials and about 13 operations per token, channel and state.
 ///
-/// dB and dC are sums over channels. Four neighbouring threads' are added by the tensor cores (a product with ones; for
-/// bfloat16 the terms are cut to tf32, 2^-11, below the rounding of the result; for float each is cut in two, 2^-22),
-/// those of a block in shared memory, those of all columns by a second launch, everything in a fixed order. A third
-/// launch adds the parameters' gradients over batch and segments.
+/// dB and dC are sums over channels. Four neighbouring channels' are added by the tensor cores (for bfloat16 the
+/// factors are cut to tf32, 2^-11, below the rounding of the result; for float each is cut in two, 2^-21), those of a
+/// block in shared memory, those of all columns by a second launch, everything in a fixed order. A third launch adds
+/// the parameters' gradients over batch and segments.
 namespace diffmamba::selective_scan {
 namespace detail {
 
@@ -27,11 +27,16 @@ struct DeviceGradients {
   Index checkpoint_count;
   RowsView<T> du, ddelta, dz;
   StatesView<S> dinitial_state;
+
+  /// The state before token `first`, which begins a tile other than the first.
+  __device__ const S* checkpoint(const DeviceInputs<T>& in, Index batch, Index first) const {
+    return checkpoints + (batch * checkpoint_count + first / tile_tokens - 1) * in.d_state * in.channels;
+  }
 };
 
 /// What the blocks leave for the launches that add. A slot is a segment of a sequence.
 template <class S>
-struct Partials {
+struct DevicePartials {
   S* tokens = nullptr;  // (columns, batch, length, [dB | dC], 4 Lanes)
   S* dA = nullptr;      // (slots, d_state, channels)
   S *dB_constant = nullptr, *dC_constant = nullptr;
@@ -62,50 +67,65 @@ struct Partials {
 
 // CUDA kernels
 
-/// Sums of 16 numbers over four neighbouring lanes: lane 4 r + q gets those of numbers 4 q to 4 q + 3 over its row r.
-/// As the product of a 16 x 8 matrix, which holds two numbers of each lane in its first and its last rows and columns,
-/// with one that puts the sum over the first (last) four columns into an even (odd) column of the result.
+/// dB and dC of one token, four states each, summed over four neighbouring channels by the tensor cores: lane 4 r + q
+/// gets two of the eight numbers over the channels of its row r, dB of states 2 q and 2 q + 1 for q < 2, dC for others.
+///
+/// A lane's four dh (or h) are rows r and r + 8 and columns q and q + 4 of a 16 x 8 matrix. Its product with a matrix
+/// which has dt u (or dy) of channels 0 to 3 of the warp in one column and of channels 4 to 7 in the next holds the
+/// sums of even rows in the one and of odd rows in the other (with four channels to a warp, in both).
 template <class T>
 struct ChannelSums {
   using S = accumulate_t<T>;
-  unsigned even[4], odd[4];
+  int lane;
+  unsigned of_eight[4];  // all ones in lanes 8 i to 8 i + 7
+  unsigned of_odd_row;
 
-  __device__ explicit ChannelSums(int lane) {
-    constexpr unsigned one = 0x3f800000u;
+  __device__ explicit ChannelSums(int of_lane) : lane(of_lane), of_odd_row(lane / 4 % 2 != 0 ? ~0u : 0u) {
 #pragma unroll
-    for (int m = 0; m < 4; ++m) {
-      even[m] = lane / 4 == 2 * m ? one : 0u;
-      odd[m] = lane / 4 == 2 * m + 1 ? one : 0u;
-    }
+    for (int i = 0; i < 4; ++i) of_eight[i] = lane / 8 == i ? ~0u : 0u;
   }
-  __device__ void operator()(const S (&values)[16], int lane, S* to) const {
-    S sums[4] = {};
+  __device__ void operator()(const S (&dh)[thread_states], const S (&h)[thread_states], S dt_u, S dy, S* to) const {
+    static_assert(thread_states == 4);
     if constexpr (std::is_same_v<S, float>) {
-#pragma unroll
-      for (int m = 0; m < 4; ++m) {
-        unsigned high[4];
-#pragma unroll
-        for (int i = 0; i < 4; ++i) high[i] = __float_as_uint(values[4 * m + i]);
-        if constexpr (std::is_same_v<T, float>) {
-          unsigned low[4];
-#pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            high[i] &= 0xffffe000u;
-            low[i] = __float_as_uint(values[4 * m + i] - __uint_as_float(high[i]));
-          }
-          mma::multiply_add_tf32(sums, low, even[m], odd[m]);
-        }
-        mma::multiply_add_tf32(sums, high, even[m], odd[m]);
-      }
-      *reinterpret_cast<float4*>(to) = make_float4(sums[0], sums[2], sums[1], sums[3]);
+      float sums[4] = {};
+      multiply(sums, dh, dt_u, of_eight[0], of_eight[1]);
+      multiply(sums, h, dy, of_eight[2], of_eight[3]);
+      *reinterpret_cast<float2*>(to) = make_float2(choose(sums[0], sums[1]), choose(sums[2], sums[3]));
     } else {
 #pragma unroll
-      for (int i = 0; i < 16; ++i) {
-        S sum = values[i];
+      for (int i = 0; i < 2 * thread_states; ++i) {
+        S sum = i < thread_states ? dh[i] * dt_u : h[i % thread_states] * dy;
         sum += __shfl_xor_sync(0xffffffffu, sum, 1);
         sum += __shfl_xor_sync(0xffffffffu, sum, 2);
-        if (lane % 4 == i / 4) to[i % 4] = sum;
+        if (lane % 4 == i / 2) to[i % 2] = sum;
       }
+    }
+  }
+
+ private:
+  __device__ float choose(float even, float odd) const {
+    return __uint_as_float((__float_as_uint(even) & ~of_odd_row) | (__float_as_uint(odd) & of_odd_row));
+  }
+  /// For bfloat16 the first factor is cut to tf32 and the second rounded; for float both are cut in two.
+  __device__ static void multiply(float (&sums)[4], const float (&left)[4], float right, unsigned even, unsigned odd) {
+    unsigned high[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) high[i] = __float_as_uint(left[i]);
+    if constexpr (std::is_same_v<T, float>) {
+      unsigned low[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        high[i] &= 0xffffe000u;
+        low[i] = __float_as_uint(left[i] - __uint_as_float(high[i]));
+      }
+      const unsigned right_high = __float_as_uint(right) & 0xffffe000u;
+      const unsigned right_low = __float_as_uint(right - __uint_as_float(right_high));
+      mma::multiply_add_tf32(sums, low, right_high & even, right_high & odd);
+      mma::multiply_add_tf32(sums, high, right_low & even, right_low & odd);
+      mma::multiply_add_tf32(sums, high, right_high & even, right_high & odd);
+    } else {
+      const unsigned rounded = __float_as_uint(right) + 0x1000u;  // what remains is cut by the product
+      mma::multiply_add_tf32(sums, high, rounded & even, rounded & odd);
     }
   }
 };
@@ -114,15 +134,16 @@ template <class S, int Lanes>
 struct BackwardShared {
   static constexpr int width = Place<Lanes>::width, warps = block_threads / 32;
   alignas(16) S tokens[tile_tokens * 2 * Lanes * thread_states];  // B and C
-  Pair<S> steps[tile_tokens][width];                              // dt, u
+  Pair<S> steps[tile_tokens][width];                              // dt, dt u
   Pair<S> gradients[tile_tokens][width];                          // dy, derivative of dt by delta
-  alignas(16) S sums[tile_tokens / 2][warps][32][4];              // dB, dC of two tokens, each over four channels
+  S u[tile_tokens][width];
+  alignas(16) S sums[tile_tokens][warps][32][2];  // dB and dC over four channels
 };
 
 template <class T, int Lanes, bool Constants>
 __global__ void __launch_bounds__(block_threads, sizeof(accumulate_t<T>) == 4 ? 2 : 1)
     selective_scan_backward_kernel(DeviceInputs<T> in, DeviceGradients<T> d, SegmentMemory<accumulate_t<T>> segments,
-                                   Partials<accumulate_t<T>> partials, SlabSums<accumulate_t<T>, 3> slabs) {
+                                   DevicePartials<accumulate_t<T>> partials, SlabSums<accumulate_t<T>, 3> slabs) {
   using S = accumulate_t<T>;
   using Shared = BackwardShared<S, Lanes>;
   constexpr int own = tile_tokens / Lanes, N = Lanes * thread_states;
@@ -154,15 +175,15 @@ __global__ void __launch_bounds__(block_threads, sizeof(accumulate_t<T>) == 4 ? 
   projections.fetch(static_cast<int>(place.end - last_tile) - 1);
 
   for (Index first = last_tile; tiles > 0 && first >= place.begin; first -= tile_tokens) {
-    const int count = static_cast<int>(min(place.end - first, Index{tile_tokens}));
+    const int count = static_cast<int>(::min(place.end - first, Index{tile_tokens}));
     // What concerns tokens and channels; dz = gate * y.
     S gate[own];
     {
       Raw<T> u[own], delta[own], z[own], dout[own];
-      u_rows.fetch(place.part, count - 1, u);
-      delta_rows.fetch(place.part, count - 1, delta);
-      if (z_rows) z_rows.fetch(place.part, count - 1, z);
-      if (dout_rows) dout_rows.fetch(place.part, count - 1, dout);
+      u_rows.fetch(place.part, count, u);
+      delta_rows.fetch(place.part, count, delta);
+      if (z_rows) z_rows.fetch(place.part, count, z);
+      if (dout_rows) dout_rows.fetch(place.part, count, dout);
       projections.publish(shared.tokens);
       projections.advance(-1);
       if (first > place.begin) projections.fetch(tile_tokens - 1);
@@ -180,15 +201,15 @@ __global__ void __launch_bounds__(block_threads, sizeof(accumulate_t<T>) == 4 ? 
           dy *= z_j * sigmoid_z;
         }
         // A token that is not there changes no state, and nothing flows through it.
-        shared.steps[k][place.local] = {there ? step.dt : S(0), u[j].widen()};
+        const S dt = there ? step.dt : S(0), u_j = u[j].widen();
+        shared.steps[k][place.local] = {dt, dt * u_j};
+        shared.u[k][place.local] = u_j;
         shared.gradients[k][place.local] = {there ? dy : S(0), there ? step.derivative : S(0)};
       }
     }
     S h[tile_tokens + 1][thread_states];
     if (first > 0)
-      load_channels(
-          d.checkpoints + (place.batch * d.checkpoint_count + first / tile_tokens - 1) * in.d_state * in.channels, in,
-          place, h[0]);
+      load_channels(d.checkpoint(in, place.batch, first), in, place, h[0]);
     else
       load_state(in.initial_state, in, place, h[0]);
     __syncthreads();  // B and C are there, and everybody has added the tile before
@@ -199,8 +220,7 @@ __global__ void __launch_bounds__(block_threads, sizeof(accumulate_t<T>) == 4 ? 
 #pragma unroll
       for (int q = 0; q < Lanes; ++q) {
         const int k = j * Lanes + q;
-        const auto [dt, u] = shared.steps[k][place.local];
-        const S dt_u = dt * u;
+        const auto [dt, dt_u] = shared.steps[k][place.local];
         S B[thread_states], C[thread_states];
         read.B(read.tile, k, B);
         read.C(read.tile, k, C);
@@ -217,33 +237,34 @@ __global__ void __launch_bounds__(block_threads, sizeof(accumulate_t<T>) == 4 ? 
         bool write = place.valid && k < count;
         if (Lanes == 8 && write && slabs.sums[0] != nullptr)
           write = slabs.complete(0, sum, (place.batch * in.length + first + k) * in.channels + place.channel);
-        sum = element::multiply_add(D, shared.steps[k][place.local].second, sum);
-        if (write) *dz_rows.at(k) = diffmamba::detail::narrow<T>(gate[j] * sum);
+        sum = element::multiply_add(D, shared.u[k][place.local], sum);
+        if (write) *dz_rows.at(j) = diffmamba::detail::narrow<T>(gate[j] * sum);
       }
     }
 #pragma unroll
     for (int j = own - 1; j >= 0; --j) {
-      S d_dt_u[Lanes], ddt[Lanes], dBC[16];  // dB and dC of two tokens
+      S d_dt_u[Lanes], ddt[Lanes];
 #pragma unroll
       for (int q = Lanes - 1; q >= 0; --q) {
         const int k = j * Lanes + q;
-        const auto [dt, u] = shared.steps[k][place.local];
-        const S dt_u = dt * u, dy = shared.gradients[k][place.local].first;
+        const auto [dt, dt_u] = shared.steps[k][place.local];
+        const S dy = shared.gradients[k][place.local].first;
         S B[thread_states], C[thread_states];
         read.B(read.tile, k, B);
         read.C(read.tile, k, C);
         element::TokenSums<S> sums{S(0), S(0)};
 #pragma unroll
         for (int e = 0; e < thread_states; ++e) {
-          S &dB = dBC[k % 2 * 8 + e] = S(0), &dC = dBC[k % 2 * 8 + 4 + e] = S(0);
-          element::retreat(dh[e], dy, element::decay(dt, A[e]), h[k][e], h[k + 1][e], dt, dt_u, A[e], B[e], C[e], sums,
-                           dA[e], dB, dC);
+          element::receive(dh[e], dy, C[e]);
           if constexpr (Constants) {
-            dB_constant[e] += dB;
-            dC_constant[e] += dC;
+            dB_constant[e] = element::multiply_add(dh[e], dt_u, dB_constant[e]);
+            dC_constant[e] = element::multiply_add(dy, h[k + 1][e], dC_constant[e]);
           }
         }
-        if (k % 2 == 0) add_channels(dBC, lane, shared.sums[k / 2][warp][lane]);
+        add_channels(dh, h[k + 1], dt_u, dy, shared.sums[k][warp][lane]);
+#pragma unroll
+        for (int e = 0; e < thread_states; ++e)
+          element::pass(dh[e], element::decay(dt, A[e]), h[k][e], dt, A[e], B[e], sums, dA[e]);
         d_dt_u[q] = sums.d_dt_u;
         ddt[q] = sums.ddt;
       }
@@ -255,39 +276,37 @@ __global__ void __launch_bounds__(block_threads, sizeof(accumulate_t<T>) == 4 ? 
         slabs.complete(1, d_dt_u_j, at);
         write = slabs.complete(2, ddt_j, at);
       }
-      const auto [dt, u] = shared.steps[k][place.local];
+      const S dt = shared.steps[k][place.local].first, u = shared.u[k][place.local];
       const auto [dy, derivative] = shared.gradients[k][place.local];
       const S du = element::multiply_add(dt, d_dt_u_j, D * dy);
       const S ddelta = element::multiply_add(u, d_dt_u_j, S(1 / element::log2e) * ddt_j) * derivative;
       dD = element::multiply_add(dy, u, dD);
       ddelta_bias += ddelta;
-      if (write && du_rows) *du_rows.at(k) = diffmamba::detail::narrow<T>(du);
-      if (write && ddelta_rows) *ddelta_rows.at(k) = diffmamba::detail::narrow<T>(ddelta);
+      if (write && du_rows) *du_rows.at(j) = diffmamba::detail::narrow<T>(du);
+      if (write && ddelta_rows) *ddelta_rows.at(j) = diffmamba::detail::narrow<T>(ddelta);
     }
     __syncthreads();  // the sums are there
-                      // Four states of a token at a time; parts begin at different rows, which lie in different banks.
+                      // Two states of a token at a time; parts begin at different rows, which lie in different banks.
 #pragma unroll
-    for (int i = 0; i < 32 * Lanes; i += block_threads) {
+    for (int i = 0; i < 64 * Lanes; i += block_threads) {
       constexpr int rows = 8 / Lanes;
       const int unit = i + static_cast<int>(threadIdx.x);
-      const int pair = unit / (4 * Lanes), part = unit / 4 % Lanes, quarter = unit % 4;
-      if (32 * Lanes < block_threads && unit >= 32 * Lanes) break;
-      S sum[4] = {};
+      const int token = unit / (4 * Lanes), part = unit / 4 % Lanes, quarter = unit % 4;
+      Pair<S> sum{S(0), S(0)};
 #pragma unroll
       for (int from = 0; from < Shared::warps; ++from)
 #pragma unroll
         for (int r = 0; r < rows; ++r) {
-          const int row = part * rows + (r + part) % rows;
-#pragma unroll
-          for (int n = 0; n < 4; ++n) sum[n] += shared.sums[pair][from][4 * row + quarter][n];
+          const int row = part * rows + (r + part / 2) % rows;
+          const auto term = *reinterpret_cast<const Pair<S>*>(shared.sums[token][from][4 * row + quarter]);
+          sum.first += term.first;
+          sum.second += term.second;
         }
-      const int token = 2 * pair + quarter / 2, which = quarter % 2;
-      if (token >= count) continue;
-      S* const to = partials.tokens +
-                    (((place.column * in.batch + place.batch) * in.length + first + token) * 2 + which) * N +
-                    part * thread_states;
-#pragma unroll
-      for (int n = 0; n < 4; ++n) to[n] = sum[n];
+      if (token < count)
+        *reinterpret_cast<Pair<S>*>(
+            partials.tokens +
+            (((place.column * in.batch + place.batch) * in.length + first + token) * 2 + quarter / 2) * N +
+            part * thread_states + quarter % 2 * 2) = sum;
     }
     u_rows.advance(-1);
     delta_rows.advance(-1);
@@ -335,11 +354,11 @@ __global__ void __launch_bounds__(block_threads)
       dout_rows(d.dout, place, last_tile);
   Projections<T, Lanes> projections(in, place, last_tile);
   for (Index first = last_tile; first >= place.begin; first -= tile_tokens) {
-    const int count = static_cast<int>(min(place.end - first, Index{tile_tokens}));
+    const int count = static_cast<int>(::min(place.end - first, Index{tile_tokens}));
     Raw<T> delta[own], z[own], dout[own];
-    delta_rows.fetch(place.part, count - 1, delta);
-    if (z_rows) z_rows.fetch(place.part, count - 1, z);
-    if (dout_rows) dout_rows.fetch(place.part, count - 1, dout);
+    delta_rows.fetch(place.part, count, delta);
+    if (z_rows) z_rows.fetch(place.part, count, z);
+    if (dout_rows) dout_rows.fetch(place.part, count, dout);
     projections.fetch(count - 1);
     delta_rows.advance(-1);
     z_rows.advance(-1);
@@ -410,10 +429,10 @@ __global__ void selective_scan_parameters_kernel(const S* partials, Index slots,
 
 // Launchers
 
-/// What fits on the GPU at once.
+/// A multiprocessor holds two blocks.
 template <class T>
 void cut_backward(DeviceInputs<T>& in) {
-  in.cut(2 * multiprocessors());
+  in.cut(multiprocessors(), 0.6, 1.0, 0.35);
 }
 
 template <class S>
@@ -443,7 +462,7 @@ std::size_t workspace_bytes(const Inputs<T, cuda>& in, const Saved<T, cuda>& sav
   check(in);
   detail::DeviceInputs<T> inputs(in, saved.options);
   detail::cut_backward(inputs);
-  return detail::SegmentMemory<S>::bytes(inputs) + detail::Partials<S>::bytes(inputs) +
+  return detail::SegmentMemory<S>::bytes(inputs) + detail::DevicePartials<S>::bytes(inputs) +
          detail::SlabSums<S, 3>::bytes(inputs);
 }
 
@@ -460,7 +479,7 @@ void backward(const Inputs<T, cuda>& in, const Saved<T, cuda>& saved, const Outp
   const std::size_t mark = workspace.mark();
   detail::SegmentMemory<S> segments;
   segments.take(inputs, workspace);
-  detail::Partials<S> partials;
+  detail::DevicePartials<S> partials;
   partials.take(inputs, workspace);
   detail::SlabSums<S, 3> slabs;
   slabs.take(inputs, workspace);
@@ -478,10 +497,11 @@ void backward(const Inputs<T, cuda>& in, const Saved<T, cuda>& saved, const Outp
     constexpr int Lanes = decltype(lanes)::value;
     constexpr bool Constants = decltype(constants)::value;
     if (inputs.segments > 1) {
+      auto without_first = inputs.without_segment(0);
       for (int slab = 0; slab < inputs.slabs(); ++slab) {
-        inputs.first_state = slab * detail::slab_states;
+        without_first.first_state = slab * detail::slab_states;
         detail::selective_scan_adjoint_kernel<T, Lanes, Constants>
-            <<<blocks, detail::block_threads, 0, stream.handle>>>(inputs, gradients, segments);
+            <<<without_first.blocks(), detail::block_threads, 0, stream.handle>>>(without_first, gradients, segments);
         cuda_runtime::check_launch("selective_scan_adjoint_kernel");
       }
       const Index states = inputs.batch * inputs.d_state * inputs.channels;

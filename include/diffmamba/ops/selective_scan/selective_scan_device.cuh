@@ -2,7 +2,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <cstdlib>  // std::abs
 #include <numeric>  // std::lcm
 
 #include "diffmamba/device/cuda.cuh"
@@ -78,7 +77,7 @@ struct DeviceInputs {
   Index batch, length;
   int channels, d_state, channels_per_B, channels_per_C;
   int stripe, columns_per_stripe, columns;  // channels between two borders of groups
-  int segments = 1;
+  int segments = 1, first_segment = 0, launched_segments = 1;
   Index segment_tokens;
   int first_state = 0;  // of the slab
   bool softplus;
@@ -115,26 +114,43 @@ struct DeviceInputs {
   }
   /// Offsets within a tile of tokens are 32-bit.
   static void check_token_stride(Index stride) {
-    require(std::abs(stride) < (Index{1} << 31) / tile_tokens, "selective_scan: tokens lie ", stride,
-            " elements apart, too far for a GPU");
+    require(0 <= stride && stride < (Index{1} << 28) / tile_tokens, "selective_scan: tokens lie ", stride,
+            " elements apart, expected 0 to ", (Index{1} << 28) / tile_tokens - 1);
   }
   bool constants() const { return B_constant.data != nullptr || C_constant.data != nullptr; }
   /// Threads that share a channel; for constants there is one kernel only.
   int lanes() const { return d_state <= 16 && !constants() ? 4 : 8; }
   int slabs() const { return d_state <= slab_states ? 1 : (d_state + slab_states - 1) / slab_states; }
-  /// Cuts the length so that about `blocks` blocks run at once, each over 64 tokens or more.
-  void cut(Index blocks) {
+  /// Cuts the length into as many segments, of 64 tokens or more, as promise the least time: what the busiest
+  /// multiprocessor does, which is the faster the more blocks it holds, and the part `again` of the work that the first
+  /// launch does beside it.
+  void cut(int processors, double one_block, double two_blocks, double again) {
     const Index whole = batch * columns, tiles = (length + tile_tokens - 1) / tile_tokens;
-    if (whole == 0 || length == 0 || 2 * blocks < 3 * whole) return;
-    const Index wanted = blocks / whole, possible = tiles / 4 > 1 ? tiles / 4 : 1;
-    const Index count = wanted < possible ? wanted : possible;
-    segment_tokens = (tiles + count - 1) / count * tile_tokens;
+    if (whole == 0 || tiles < 8) return;
+    const auto time = [&](Index count) {
+      const Index blocks = (whole * count + processors - 1) / processors;  // of the busiest
+      const double speed = blocks == 1 ? one_block : blocks == 2 ? two_blocks : 1.0;
+      const double n = static_cast<double>(count);
+      return static_cast<double>(blocks) / (n * speed) * (1 + again * (n - 1) / n);
+    };
+    Index best = 1;
+    for (Index count = 2; count <= 128 && 4 * count <= tiles; ++count)
+      if (time(count) < 0.97 * time(best)) best = count;
+    segment_tokens = (tiles + best - 1) / best * tile_tokens;
     segments = static_cast<int>((length + segment_tokens - 1) / segment_tokens);
+    launched_segments = segments;
   }
   unsigned blocks() const {
-    const Index count = batch * segments * columns;
+    const Index count = batch * launched_segments * columns;
     require(count < (Index{1} << 31), "selective_scan: ", batch, " sequences of ", channels, " channels are too many");
     return static_cast<unsigned>(count);
+  }
+  /// The same for a launch over all segments but the last or the first: they add to no other.
+  DeviceInputs without_segment(int segment) const {
+    DeviceInputs result = *this;
+    result.launched_segments = segments - 1;
+    result.first_segment = segment == 0 ? 1 : 0;
+    return result;
   }
   /// Elements of the states in which segments meet: (batch, segments, d_state, channels).
   Index segment_states() const { return batch * segments * d_state * channels; }
@@ -146,7 +162,8 @@ struct Place {
   static constexpr int channels_per_warp = 32 / Lanes, width = block_threads / Lanes;
   Index batch;
   int segment, column, channel;  // the channel of the last thread that has one, if this has none
-  int local;                     // channel within the block
+  int local;                     // thread of a part within the block
+  int first_channel, shift;      // of the block; from there to `channel`
   int part;                      // states [4 part, 4 part + 4) of the channel, and every Lanes-th token
   bool valid;
   Index begin, end;  // tokens
@@ -156,13 +173,15 @@ struct Place {
     const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
     const unsigned outer = blockIdx.x / static_cast<unsigned>(in.columns);
     column = static_cast<int>(blockIdx.x % static_cast<unsigned>(in.columns));
-    segment = static_cast<int>(outer % static_cast<unsigned>(in.segments));
-    batch = outer / static_cast<unsigned>(in.segments);
+    segment = in.first_segment + static_cast<int>(outer % static_cast<unsigned>(in.launched_segments));
+    batch = outer / static_cast<unsigned>(in.launched_segments);
     local = warp * channels_per_warp + lane % channels_per_warp;
     part = lane / channels_per_warp;
     const int offset = column % in.columns_per_stripe * width + local;
     valid = offset < in.stripe;
-    channel = column / in.columns_per_stripe * in.stripe + (valid ? offset : in.stripe - 1);
+    first_channel = column / in.columns_per_stripe * in.stripe + column % in.columns_per_stripe * width;
+    shift = valid ? local : in.stripe - 1 - column % in.columns_per_stripe * width;
+    channel = first_channel + shift;
     begin = segment * in.segment_tokens;
     end = begin + in.segment_tokens < in.length ? begin + in.segment_tokens : in.length;
   }
@@ -171,6 +190,11 @@ struct Place {
     return batch * in.segments + segment;
   }
   __device__ int state(int first_state, int e) const { return first_state + part * thread_states + e; }
+  /// Where the thread's first state lies among (d_state, channels).
+  template <class T>
+  __device__ Index state_offset(const DeviceInputs<T>& in) const {
+    return Index{state(in.first_state, 0)} * in.channels + channel;
+  }
 };
 
 // --- Formulas --------------------------------------------------------------------------------------------------------
@@ -180,6 +204,13 @@ struct Step {
   S dt, derivative;  // softplus and its derivative
 };
 
+/// 1 / x by the one instruction there is (1 ulp).
+__device__ inline float reciprocal(float x) {
+  float result;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+
 /// For float the exponential, logarithm and division of math/softplus.hpp by the approximate instructions, with the
 /// exponential's argument in two parts and log(1 + e) as 2 atanh(e / (2 + e)): about 3e-7 relative.
 __device__ inline Step<float> softplus_step(float x) {
@@ -188,7 +219,7 @@ __device__ inline Step<float> softplus_step(float x) {
   float e;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(high));
   e = fmaf(e, low * ln2, e);
-  const float s = __fdividef(e, 2.0f + e), q = s * s, r = __fdividef(1.0f, 1.0f + e);
+  const float s = e * reciprocal(2.0f + e), q = s * s, r = reciprocal(1.0f + e);
   float series = 0.14087329f;
   series = fmaf(series, q, 0.13980709f);
   series = fmaf(series, q, 0.20012427f);
@@ -200,9 +231,9 @@ __device__ inline Step<double> softplus_step(double x) {
   return {softplus(x), softplus_derivative(x)};
 }
 
-/// sigmoid(x) by the approximate division.
+/// sigmoid(x) by the approximate exponential and division: |x| 1e-7 relative.
 __device__ inline float gate_sigmoid(float x) {
-  return __fdividef(1.0f, 1.0f + expf(-x));
+  return reciprocal(1.0f + element::decay(x, -static_cast<float>(element::log2e)));
 }
 __device__ inline double gate_sigmoid(double x) {
   return sigmoid(x);
@@ -258,19 +289,35 @@ requires(sizeof(T) == 2) struct Raw<T> {
 template <class T, int Lanes>
 struct Activation {
   static constexpr int own = tile_tokens / Lanes;
-  T* data = nullptr;  // of the channel at the next tile
+  T* data = nullptr;  // of the block's first channel and the tile's first token: the same for all threads
   int step;           // from token to token
+  unsigned offset;    // of the thread, in bytes
 
   __device__ Activation(const RowsView<T>& rows, const Place<Lanes>& place, Index first)
-      : step(static_cast<int>(rows.token)) {
-    if (rows.data != nullptr) data = rows.data + place.batch * rows.batch + first * rows.token + place.channel;
+      : step(static_cast<int>(rows.token)),
+        offset(static_cast<unsigned>(place.part * step + place.shift) * static_cast<unsigned>(sizeof(T))) {
+    if (rows.data != nullptr) data = rows.data + place.batch * rows.batch + first * rows.token + place.first_channel;
   }
   __device__ explicit operator bool() const { return data != nullptr; }
   __device__ void advance(int tiles) { data += Index{step} * (tiles * tile_tokens); }
-  __device__ T* at(int k) const { return data + k * step; }
-  __device__ void fetch(int part, int last, Raw<std::remove_const_t<T>> (&to)[own]) const {
+  /// Of token j Lanes + part.
+  __device__ T* at(int j) const { return shifted(data + step * (j * Lanes)); }
+  __device__ void fetch(int part, int count, Raw<std::remove_const_t<T>> (&to)[own]) const {
+    using Element = Raw<std::remove_const_t<T>>;
+    if (count == tile_tokens) {
 #pragma unroll
-    for (int j = 0; j < own; ++j) to[j] = Raw<std::remove_const_t<T>>::load(at(min(j * Lanes + part, last)));
+      for (int j = 0; j < own; ++j) to[j] = Element::load(at(j));
+    } else {
+#pragma unroll
+      for (int j = 0; j < own; ++j)
+        to[j] = Element::load(shifted(data) + Index{step} * (::min(j * Lanes + part, count - 1) - part));
+    }
+  }
+
+ private:
+  __device__ T* shifted(T* from) const {
+    using Byte = std::conditional_t<std::is_const_v<T>, const char, char>;
+    return reinterpret_cast<T*>(reinterpret_cast<Byte*>(from) + offset);
   }
 };
 
@@ -297,7 +344,7 @@ struct Projections {
 #pragma unroll
     for (int r = 0; r < count; ++r) {
       const int token = r * tokens_at_once + static_cast<int>(threadIdx.x) / (2 * N);
-      if (data != nullptr) values[r] = Raw<T>::load(data + min(token, last) * step);
+      if (data != nullptr) values[r] = Raw<T>::load(data + ::min(token, last) * step);
     }
   }
   __device__ void publish(accumulate_t<T>* shared) const {
@@ -396,20 +443,16 @@ template <class S, class T, int Lanes>
 __device__ inline void load_channels(const S* from, const DeviceInputs<T>& in, const Place<Lanes>& place,
                                      S (&to)[thread_states]) {
 #pragma unroll
-  for (int e = 0; e < thread_states; ++e) {
-    const int n = place.state(in.first_state, e);
-    to[e] = n < in.d_state ? from[Index{n} * in.channels + place.channel] : S(0);
-  }
+  for (int e = 0; e < thread_states; ++e)
+    to[e] = place.state(in.first_state, e) < in.d_state ? from[place.state_offset(in) + e * in.channels] : S(0);
 }
 template <class S, class T, int Lanes>
 __device__ inline void store_channels(const S (&from)[thread_states], const DeviceInputs<T>& in,
                                       const Place<Lanes>& place, S* to) {
   if (!place.valid) return;
 #pragma unroll
-  for (int e = 0; e < thread_states; ++e) {
-    const int n = place.state(in.first_state, e);
-    if (n < in.d_state) to[Index{n} * in.channels + place.channel] = from[e];
-  }
+  for (int e = 0; e < thread_states; ++e)
+    if (place.state(in.first_state, e) < in.d_state) to[place.state_offset(in) + e * in.channels] = from[e];
 }
 
 /// Where segments meet: (batch, segments, d_state, channels) states, and the sum of dt of each segment, (batch,
@@ -447,12 +490,25 @@ __global__ void selective_scan_segments_kernel(DeviceInputs<T> in, StatesView<co
   const Index b = rest / in.d_state;
   S state = start.data != nullptr ? start(b, channel, n) : S(0);
   const S A = in.A(channel, n) * S(element::log2e);
-  for (int i = 0; i < in.segments; ++i) {
-    const Index slot = b * in.segments + (Reverse ? in.segments - 1 - i : i);
-    S& place = memory.states[(slot * in.d_state + n) * in.channels + channel];
-    const S added = place;
-    place = state;
-    state = element::advance(state, element::decay(memory.dt[slot * in.channels + channel], A), S(1), added);
+  constexpr int at_once = 8;  // loads under way together
+  for (int first = 0; first < in.segments; first += at_once) {
+    S added[at_once], dt[at_once];
+#pragma unroll
+    for (int k = 0; k < at_once; ++k) {
+      const int i = first + k;
+      if (i + 1 >= in.segments) continue;
+      const Index slot = b * in.segments + (Reverse ? in.segments - 1 - i : i);
+      added[k] = memory.states[(slot * in.d_state + n) * in.channels + channel];
+      dt[k] = memory.dt[slot * in.channels + channel];
+    }
+#pragma unroll
+    for (int k = 0; k < at_once; ++k) {
+      const int i = first + k;
+      if (i >= in.segments) continue;
+      const Index slot = b * in.segments + (Reverse ? in.segments - 1 - i : i);
+      memory.states[(slot * in.d_state + n) * in.channels + channel] = state;
+      if (i + 1 < in.segments) state = element::advance(state, element::decay(dt[k], A), S(1), added[k]);
+    }
   }
 }
 

@@ -48,20 +48,31 @@ struct TokenSums {
   Value ddt;     // sum_n A[n] dh_t[n] a h_{t-1}[n]; what dt does through the decay
 };
 
-/// One step back (the derivation stands in selective_scan_backward.hpp). `dh` comes in as dL/dh_t of all that follows t
-/// and leaves as dL/dh_{t-1} of all that follows t - 1.
+/// One step back (the derivation stands in selective_scan_backward.hpp), first half: `dh` comes in as dL/dh_t of all
+/// that follows t and leaves as the whole of it, of which dB_t[n] = dh dt u and dC_t[n] = dy h_t are made.
 template <class Value>
-DIFFMAMBA_HOST_DEVICE inline void retreat(Value& dh, Value dy, Value a, Value h_before, Value h, Value dt, Value dt_u,
-                                          Value A, Value B, Value C, TokenSums<Value>& sums, Value& dA, Value& dB,
-                                          Value& dC) {
+DIFFMAMBA_HOST_DEVICE inline void receive(Value& dh, Value dy, Value C) {
   dh = multiply_add(dy, C, dh);
-  dC = multiply_add(dy, h, dC);
-  dB = multiply_add(dh, dt_u, dB);
+}
+/// Second half: `dh` leaves as dL/dh_{t-1} of all that follows t - 1.
+template <class Value>
+DIFFMAMBA_HOST_DEVICE inline void pass(Value& dh, Value a, Value h_before, Value dt, Value A, Value B,
+                                       TokenSums<Value>& sums, Value& dA) {
   sums.d_dt_u = multiply_add(dh, B, sums.d_dt_u);
   dh = dh * a;
   const Value decay_gradient = dh * h_before;  // dL/d(dt A)
   sums.ddt = multiply_add(decay_gradient, A, sums.ddt);
   dA = multiply_add(decay_gradient, dt, dA);
+}
+/// Both, with the gradients of B and C.
+template <class Value>
+DIFFMAMBA_HOST_DEVICE inline void retreat(Value& dh, Value dy, Value a, Value h_before, Value h, Value dt, Value dt_u,
+                                          Value A, Value B, Value C, TokenSums<Value>& sums, Value& dA, Value& dB,
+                                          Value& dC) {
+  receive(dh, dy, C);
+  dC = multiply_add(dy, h, dC);
+  dB = multiply_add(dh, dt_u, dB);
+  pass(dh, a, h_before, dt, A, B, sums, dA);
 }
 
 }  // namespace diffmamba::selective_scan::element

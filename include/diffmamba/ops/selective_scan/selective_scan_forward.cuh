@@ -53,11 +53,11 @@ __global__ void __launch_bounds__(block_threads, sizeof(accumulate_t<T>) == 4 ? 
   Activation<T, Lanes> out_rows(to.out, place, place.begin);
   Projections<T, Lanes> projections(in, place, place.begin);
   const auto fetch = [&](Index first) {
-    const int last = static_cast<int>(min(place.end - first, Index{tile_tokens})) - 1;
-    u_rows.fetch(place.part, last, u_raw);
-    delta_rows.fetch(place.part, last, delta_raw);
-    if (Output && z_rows) z_rows.fetch(place.part, last, z_raw);
-    projections.fetch(last);
+    const int count = static_cast<int>(::min(place.end - first, Index{tile_tokens}));
+    u_rows.fetch(place.part, count, u_raw);
+    delta_rows.fetch(place.part, count, delta_raw);
+    if (Output && z_rows) z_rows.fetch(place.part, count, z_raw);
+    projections.fetch(count - 1);
     u_rows.advance(1);
     delta_rows.advance(1);
     z_rows.advance(1);
@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(block_threads, sizeof(accumulate_t<T>) == 4 ? 
   if (place.begin < place.end) fetch(place.begin);
   int buffer = 0;
   for (Index first = place.begin; first < place.end; first += tile_tokens, buffer ^= 1) {
-    const int count = static_cast<int>(min(place.end - first, Index{tile_tokens}));
+    const int count = static_cast<int>(::min(place.end - first, Index{tile_tokens}));
     projections.publish(tokens[buffer]);
     S u[own], z[own];
     __syncwarp();  // the steps of the tile before have been read
@@ -109,7 +109,7 @@ __global__ void __launch_bounds__(block_threads, sizeof(accumulate_t<T>) == 4 ? 
           write = slabs.complete(0, sum, (place.batch * in.length + first + k) * in.channels + place.channel);
         S out = element::multiply_add(D, u[j], sum);
         if (z_rows) out *= z[j] * gate_sigmoid(z[j]);
-        if (write) *out_rows.at(k) = diffmamba::detail::narrow<T>(out);
+        if (write) *out_rows.at(j) = diffmamba::detail::narrow<T>(out);
       }
     }
     if constexpr (Output) out_rows.advance(1);
@@ -133,10 +133,10 @@ __global__ void __launch_bounds__(block_threads, sizeof(accumulate_t<T>) == 4 ? 
 
 // Launchers
 
-/// What fits on the GPU at once.
+/// A multiprocessor holds three blocks.
 template <class T>
 void cut_forward(DeviceInputs<T>& in) {
-  in.cut(3 * multiprocessors());
+  in.cut(multiprocessors(), 0.6, 0.9, 0.6);
 }
 
 }  // namespace detail
@@ -181,10 +181,12 @@ void forward(const Inputs<T, cuda>& in, const Options& options, const OutputView
     constexpr int Lanes = decltype(lanes)::value;
     constexpr bool Constants = decltype(constants)::value;
     if (inputs.segments > 1) {
+      auto without_last = inputs.without_segment(inputs.segments - 1);
       for (int slab = 0; slab < inputs.slabs(); ++slab) {
-        inputs.first_state = slab * detail::slab_states;
+        without_last.first_state = slab * detail::slab_states;
         detail::selective_scan_forward_kernel<T, Lanes, Constants, false>
-            <<<blocks, detail::block_threads, 0, stream.handle>>>(inputs, outputs, segments, slabs);
+            <<<without_last.blocks(), detail::block_threads, 0, stream.handle>>>(without_last, outputs, segments,
+                                                                                 slabs);
         cuda_runtime::check_launch("selective_scan_forward_kernel (states)");
       }
       const Index states = inputs.batch * inputs.d_state * inputs.channels;
