@@ -19,6 +19,7 @@ using diffmamba::test::sum_tolerance;
 namespace {
 
 struct RootMeanSquare {
+  static constexpr bool centred = false;
   static auto forward(const auto& in, const gated_rms_norm::Options& options) {
     return gated_rms_norm::forward(in, options);
   }
@@ -33,6 +34,7 @@ struct RootMeanSquare {
   }
 };
 struct Layer {
+  static constexpr bool centred = true;
   static auto forward(const auto& in, const gated_rms_norm::Options& options) {
     return gated_layer_norm::forward(in, options);
   }
@@ -87,7 +89,11 @@ void check(Index length, Index channels, Index group, bool gate, bool norm_befor
   const auto dwant = Norm::backward(host, want.saved, gated_rms_norm::OutputGradients<double>{.dout = p.dout.exact});
   const gated_rms_norm::OutputGradients<T, cuda> upstream{.dout = p.dout.device};
   const auto d = Norm::backward(in, got.saved, upstream);
-  CHECK(norm_error(d.dx, dwant.dx) < output_tolerance<T>(dwant.dx.size()));
+  if (Norm::centred &&
+      channels == 1)  // a single channel is its own mean: only rounding of terms of 1 / sqrt(eps) is left
+    CHECK(test::largest(d.dx) < 1e3 * output_tolerance<T>(1000));
+  else
+    CHECK(norm_error(d.dx, dwant.dx) < output_tolerance<T>(dwant.dx.size()));
   if (gate) CHECK(norm_error(d.dz, dwant.dz) < output_tolerance<T>(dwant.dz.size()));
   CHECK(norm_error(d.dweight, dwant.dweight) < sum_tolerance<T>);
   if (with_bias) CHECK(norm_error(d.dbias, dwant.dbias) < sum_tolerance<T>);

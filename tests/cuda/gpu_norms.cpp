@@ -19,6 +19,7 @@ using diffmamba::test::sum_tolerance;
 namespace {
 
 struct RootMeanSquare {
+  static constexpr bool centred = false;
   static auto forward(const auto& in, const rms_norm::Options& options) { return rms_norm::forward(in, options); }
   static auto backward(const auto& in, const auto& saved, const auto& upstream) {
     return rms_norm::backward(in, saved, upstream);
@@ -30,6 +31,7 @@ struct RootMeanSquare {
   }
 };
 struct Layer {
+  static constexpr bool centred = true;
   static auto forward(const auto& in, const rms_norm::Options& options) { return layer_norm::forward(in, options); }
   static auto backward(const auto& in, const auto& saved, const auto& upstream) {
     return layer_norm::backward(in, saved, upstream);
@@ -108,7 +110,11 @@ void check(Index batch, Index length, Index channels, int options) {
 
   const auto dwant = Norm::backward(host, want.saved, upstream<double, cpu>(p, options, Exact{}));
   const auto d = Norm::backward(in, got.saved, upstream<T, cuda>(p, options, OnDevice{}));
-  CHECK(norm_error(d.dx, dwant.dx) < output_tolerance<T>(dwant.dx.size()));
+  if (Norm::centred && channels == 1 &&
+      options == 0)  // a single channel is its own mean: only rounding of terms of 1 / sqrt(eps) is left
+    CHECK(test::largest(d.dx) < 1e3 * output_tolerance<T>(1000));
+  else
+    CHECK(norm_error(d.dx, dwant.dx) < output_tolerance<T>(dwant.dx.size()));
   CHECK(norm_error(d.dweight, dwant.dweight) < sum_tolerance<T>);
   if (options >= 1) CHECK(norm_error(d.dresidual, dwant.dresidual) < sum_tolerance<T>);
   if (options >= 2) CHECK(norm_error(d.dbias, dwant.dbias) < sum_tolerance<T>);

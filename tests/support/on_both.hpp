@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -47,6 +48,14 @@ double norm_error(const View<T, Rank, cuda>& got, const Tensor<double, Rank>& wa
 template <class T, int Rank>
 double norm_error(const Tensor<T, Rank, cuda>& got, const Tensor<double, Rank>& want) {
   return norm_error(got.view(), want);
+}
+
+/// The largest |element|: of what vanishes up to rounding, where a relative error means nothing.
+template <class T, int Rank>
+double largest(const Tensor<T, Rank, cuda>& got) {
+  double result = 0;
+  for (const T& value : to<cpu>(got)) result = std::max(result, std::abs(static_cast<double>(value)));
+  return result;
 }
 
 /// The same bits on the GPU.
