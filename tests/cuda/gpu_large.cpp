@@ -65,10 +65,10 @@ double norm_error(const View<A, Rank, cuda>& got, const View<B, Rank, cuda>& wan
 
 /// Runs the body with memory enough, and gives back all of it.
 template <class Body>
-void with_memory(double gigabytes, Body&& body) {
+void with_memory(double bytes, Body&& body) {
   arena<cuda>().release();
-  if (static_cast<double>(cuda_runtime::memory_info().free) < gigabytes * 1e9) {
-    MESSAGE("skipped: less than ", gigabytes, " GB are free");
+  if (static_cast<double>(cuda_runtime::memory_info().free) < bytes) {
+    MESSAGE("skipped: less than ", bytes / 1e9, " GB are free");
     return;
   }
   body();
