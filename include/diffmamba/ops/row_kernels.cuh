@@ -180,8 +180,9 @@ struct RowPosition {
 };
 
 /// Sums of `Count` numbers over the lanes of each row. Where a row has several warps they meet at a barrier of their
-/// own, once for each sum: consecutive sums use two buffers in turn.
-template <class Shape, class A, int Count>
+/// own, once for each sum: consecutive sums use two buffers in turn. Objects of one type share these buffers: a kernel
+/// that has two of them gives each a `Buffer` of its own.
+template <class Shape, class A, int Count, int Buffer = 0>
 class RowSums {
  public:
   __device__ void operator()(A (&values)[Count]) {

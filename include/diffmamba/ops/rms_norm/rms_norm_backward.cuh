@@ -115,7 +115,7 @@ __global__ void __launch_bounds__(Shape::threads, 1024 / Shape::threads)
   const bool several = Shape::cut(channels);
   const A per_channel = A(1) / static_cast<A>(channels), scale = static_cast<A>(scale_given);
   RowSums<Shape, A, Centred ? 2 : 1> over_row;
-  RowSums<Shape, A, 1> over_row_x;
+  RowSums<Shape, A, 1, 1> over_row_x;
   ColumnLines<Shape, A, Sums> columns(sums, Index{blockIdx.x} * channels, channels);
 
   for (Index first = Index{blockIdx.x} * Shape::rows; first < rows; first += Index{gridDim.x} * Shape::rows) {
