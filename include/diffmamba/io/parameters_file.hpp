@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <concepts>    // std::same_as
 #include <functional>  // std::function
 #include <set>         // std::set
 #include <string>      // std::string
@@ -11,6 +12,14 @@
 
 namespace diffmamba {
 
+namespace detail {
+/// A parameter whose values lie densely in host memory, as a file has them.
+template <class P>
+concept DenseOnHost = requires(const P& parameter) {
+  { parameter.value() } -> std::same_as<View<const typename P::value_type, P::rank>>;
+};
+}  // namespace detail
+
 /// The parameters of a module or model under their official names, as they go into a file.
 template <class ModuleType>
 std::vector<NamedTensor> named_parameters(const ModuleType& module) {
@@ -19,9 +28,7 @@ std::vector<NamedTensor> named_parameters(const ModuleType& module) {
     using P = std::remove_cvref_t<decltype(parameter)>;
     using Values = decltype(parameter.to_tensor());
     // Something that outlives the visit; elements that are not dense in host memory are gathered when they are written.
-    if constexpr (requires {
-                    requires std::is_same_v<decltype(parameter.value()), View<const typename P::value_type, P::rank>>;
-                  }) {
+    if constexpr (detail::DenseOnHost<P>) {
       tensors.emplace_back(std::string(name), parameter.value());
     } else {
       tensors.emplace_back(std::string(name), dtype_of<typename P::value_type>, parameter.extents(),
