@@ -2,13 +2,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <cuda.h>  // CUtensorMap; its functions come out of the runtime, so that nothing of the driver is linked
+#include <cuda.h>  // CUtensorMap
 
 #include <cstdint>  // std::uint64_t
 
 #include "diffmamba/core/dtype.hpp"
 #include "diffmamba/device/cuda.cuh"
-#include "diffmamba/tensor/view.hpp"
 
 /// What only Hopper's GPUs understand (compiled for sm_90a): tiles that the copy engine brings into shared memory while
 /// barriers count their bytes, and products that a warpgroup (128 threads) issues and waits for later.
@@ -154,30 +153,16 @@ __device__ inline std::uint64_t columns_factor(const T* tile, int first, int apa
   ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55," \
   "%56,%57,%58,%59,%60,%61,%62,%63"
 
-/// d (64 x 64) = a (64 x 16, rows_factor) b^T (64 x 16, rows_factor), plus d if `accumulate`. Thread t of the
-/// warpgroup has in d[4 j + k] row 16 (t / 32) + t % 32 / 4 + 8 (k / 2), column 8 j + 2 (t % 4) + k % 2.
-template <class T>
+/// d (64 x 64) = a (64 x 16, rows_factor) b, plus d if `accumulate`. b is 16 x 64: a columns_factor if `Columns`, else
+/// the transpose of a rows_factor. Thread t of the warpgroup has in d[4 j + k] row 16 (t / 32) + t % 32 / 4 +
+/// 8 (k / 2), column 8 j + 2 (t % 4) + k % 2.
+template <class T, bool Columns = false>
 __device__ inline void multiply(float (&d)[32], std::uint64_t a, std::uint64_t b, bool accumulate) {
 #define DIFFMAMBA_WGMMA(type)                                                                                        \
   asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\nwgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type \
-               " {" DIFFMAMBA_R32 "}, %32, %33, p, 1, 1, 0, 0;\n}"                                                   \
+               " {" DIFFMAMBA_R32 "}, %32, %33, p, 1, 1, 0, %35;\n}"                                                 \
                : DIFFMAMBA_D32(d)                                                                                    \
-               : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)))
-  if constexpr (std::is_same_v<T, bfloat16>)
-    DIFFMAMBA_WGMMA("bf16");
-  else
-    DIFFMAMBA_WGMMA("f16");
-#undef DIFFMAMBA_WGMMA
-}
-
-/// d (64 x 64) = a (64 x 16, rows_factor) b (16 x 64, columns_factor), plus d if `accumulate`.
-template <class T>
-__device__ inline void multiply_columns(float (&d)[32], std::uint64_t a, std::uint64_t b, bool accumulate) {
-#define DIFFMAMBA_WGMMA(type)                                                                                        \
-  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\nwgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type \
-               " {" DIFFMAMBA_R32 "}, %32, %33, p, 1, 1, 0, 1;\n}"                                                   \
-               : DIFFMAMBA_D32(d)                                                                                    \
-               : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)))
+               : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)), "n"(Columns ? 1 : 0))
   if constexpr (std::is_same_v<T, bfloat16>)
     DIFFMAMBA_WGMMA("bf16");
   else
@@ -220,57 +205,20 @@ __device__ inline void multiply(float (&d)[64], const unsigned (&a)[4], std::uin
 
 // --- On the host -----------------------------------------------------------------------------------------------------
 
-/// Whether the copy engine can walk over a tensor of 16-bit numbers: multiples of 16 bytes everywhere.
-template <class T>
-bool can_map(const View<T, 4, cuda>& view) {
-  bool good = sizeof(T) == 2 && view.data() != nullptr && view.size() > 0 &&
-              reinterpret_cast<std::uintptr_t>(view.data()) % 16 == 0 && view.extent(3) % 8 == 0 &&
-              (view.extent(3) == 1 || view.stride(3) == 1);
-  for (int axis = 0; axis < 3; ++axis)
-    good = good && view.extent(axis) < (Index{1} << 31) &&
-           (view.extent(axis) == 1 ||
-            (view.stride(axis) > 0 && view.stride(axis) % 8 == 0 && view.stride(axis) < (Index{1} << 38)));
-  return good;
-}
-
-/// How the copy engine finds boxes of `rows` tokens and 64 numbers of one head: view is (batch, length, heads, columns)
-/// and can_map; coordinates are (column, head, token, batch).
-template <class T>
-CUtensorMap tensor_map(const View<T, 4, cuda>& view, int rows) {
-  using Encode = decltype(&cuTensorMapEncodeTiled);
-  static const Encode encode = [] {
-    void* function = nullptr;
-    cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
-#if CUDART_VERSION >= 12050
-    cuda_runtime::check(
-        cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &found),
-        "cudaGetDriverEntryPointByVersion");
-#else
-    cuda_runtime::check(cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &function, cudaEnableDefault, &found),
-                        "cudaGetDriverEntryPoint");
-#endif
-    require(found == cudaDriverEntryPointSuccess && function != nullptr,
-            "cuda: the driver has no cuTensorMapEncodeTiled; it must be of CUDA 12 or later");
-    return reinterpret_cast<Encode>(function);
-  }();
-  const auto extent = [&](int axis) { return static_cast<cuuint64_t>(view.extent(axis)); };
-  // An axis of one element may have any stride; the engine wants a multiple of 16 bytes.
-  const auto bytes = [&](int axis) {
-    return view.extent(axis) == 1 ? cuuint64_t{16} : static_cast<cuuint64_t>(view.stride(axis)) * sizeof(T);
-  };
-  const cuuint64_t extents[4] = {extent(3), extent(2), extent(1), extent(0)};
-  const cuuint64_t strides[3] = {bytes(2), bytes(1), bytes(0)};
-  const cuuint32_t box[4] = {64, 1, static_cast<cuuint32_t>(rows), 1}, steps[4] = {1, 1, 1, 1};
-  CUtensorMap map;
-  const CUresult status = encode(&map,
-                                 std::is_same_v<std::remove_const_t<T>, bfloat16> ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
-                                                                                  : CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
-                                 4, const_cast<std::remove_const_t<T>*>(view.data()), extents, strides, box, steps,
-                                 CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                                 CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  require(status == CUDA_SUCCESS, "cuda: cuTensorMapEncodeTiled: error ", static_cast<int>(status), " for a tensor ",
-          view.extents());
-  return map;
+/// Whether a kernel guarded by DIFFMAMBA_SM90A, with barriers in static shared memory, has its body on the current
+/// stream's GPU: only the body has those barriers, so code for sm_90 (without the a) shows as empty.
+template <class... Parameters>
+bool has_body(void (*kernel)(Parameters...)) {
+  const int device = cuda_runtime::current_stream().device;
+  int major = 0, minor = 0;
+  cuda_runtime::check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
+                      "cudaDeviceGetAttribute");
+  cuda_runtime::check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device),
+                      "cudaDeviceGetAttribute");
+  if (major != 9 || minor != 0) return false;
+  cudaFuncAttributes attributes;
+  cuda_runtime::check(cudaFuncGetAttributes(&attributes, kernel), "cudaFuncGetAttributes");
+  return attributes.sharedSizeBytes > 0;
 }
 
 }  // namespace diffmamba::hopper

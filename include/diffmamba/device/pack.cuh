@@ -5,9 +5,9 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
-#include <cstdint>  // std::uintptr_t
+#include <type_traits>  // std::is_same_v
 
-#include "diffmamba/tensor/view.hpp"
+#include "diffmamba/core/dtype.hpp"
 
 /// Several neighbouring elements in one access of at most 16 bytes, as registers of the accumulation type.
 namespace diffmamba::detail {
@@ -71,16 +71,6 @@ __device__ inline void store_pack(T* to, const A (&from)[N]) {
     for (int i = 0; i < N; ++i) pack.elements[i] = narrow<T>(from[i]);
   }
   *reinterpret_cast<Pack<T, N>*>(to) = pack;
-}
-
-/// Whether every row of a view begins at a multiple of N elements, and there are as many of them as fill whole packs.
-/// An absent view does not mind. On the host.
-template <int N, class T, int Rank>
-bool takes_packs(const View<T, Rank, cuda>& view) {
-  if (!view) return true;
-  bool good = reinterpret_cast<std::uintptr_t>(view.data()) % (sizeof(T) * N) == 0 && view.extent(Rank - 1) % N == 0;
-  for (int axis = 0; axis + 1 < Rank; ++axis) good = good && (view.extent(axis) <= 1 || view.stride(axis) % N == 0);
-  return good;
 }
 
 }  // namespace diffmamba::detail

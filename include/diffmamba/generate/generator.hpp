@@ -28,6 +28,23 @@ struct GenerateOptions {
   Index ahead = 0;                // on a GPU: tokens that are begun before the last one was looked at
 };
 
+namespace detail {
+/// Walks over what a generation draws, token by token.
+template <class Generation>
+struct TokenIterator {
+  using value_type = std::int32_t;
+  using difference_type = std::ptrdiff_t;
+  Generation* generation;
+  std::int32_t operator*() const { return generation->token_; }
+  TokenIterator& operator++() {
+    generation->next();
+    return *this;
+  }
+  void operator++(int) { ++*this; }
+  bool operator==(std::default_sentinel_t) const { return generation->done_; }
+};
+}  // namespace detail
+
 /// A range of tokens that a model writes, one recurrent step each: time and memory per token do not depend on how many
 /// there were. The state is the caller's and is advanced: when the loop has run to its end it has seen every token that
 /// came out; after a `break` all but the last.
@@ -59,26 +76,20 @@ class Generation<Model, cpu> {
     for (const std::int32_t token : before) remember(token);
   }
 
-  struct Iterator {
-    using value_type = std::int32_t;
-    using difference_type = std::ptrdiff_t;
-    Generation* generation;
-    std::int32_t operator*() const { return generation->token_; }
-    Iterator& operator++() {
-      generation->advance();
-      return *this;
-    }
-    void operator++(int) { ++*this; }
-    bool operator==(std::default_sentinel_t) const { return generation->done_; }
-  };
-  Iterator begin() {
-    draw();
+  detail::TokenIterator<Generation> begin() {
+    next();
     return {this};
   }
   std::default_sentinel_t end() const { return {}; }
 
  private:
-  void draw() {
+  friend detail::TokenIterator<Generation>;
+
+  void next() {
+    if (count_ > 0 && !done_) {  // the state sees the last token that came out
+      model_->step(token_, *state_);
+      remember(token_);
+    }
     done_ = options_.max_tokens >= 0 && count_ >= options_.max_tokens;
     if (done_) return;
     const auto& logits = state_->logits;
@@ -86,11 +97,6 @@ class Generation<Model, cpu> {
                       std::span<const std::int32_t>(last_tokens()));
     done_ = token_ == options_.stop_token;
     ++count_;
-  }
-  void advance() {
-    model_->step(token_, *state_);
-    remember(token_);
-    draw();
   }
   // The last tokens, in a vector that is cut back now and then: constant memory, and a span for the sampler.
   void remember(std::int32_t token) {
@@ -138,25 +144,15 @@ class Generation<Model, cuda> {
     decoder_.remember(0, before);
   }
 
-  struct Iterator {
-    using value_type = std::int32_t;
-    using difference_type = std::ptrdiff_t;
-    Generation* generation;
-    std::int32_t operator*() const { return generation->token_; }
-    Iterator& operator++() {
-      generation->next();
-      return *this;
-    }
-    void operator++(int) { ++*this; }
-    bool operator==(std::default_sentinel_t) const { return generation->done_; }
-  };
-  Iterator begin() {
+  detail::TokenIterator<Generation> begin() {
     next();
     return {this};
   }
   std::default_sentinel_t end() const { return {}; }
 
  private:
+  friend detail::TokenIterator<Generation>;
+
   void next() {
     const bool full = options_.max_tokens >= 0 && count_ >= options_.max_tokens;
     if (decoder_.draws() == 0 && !full) decoder_.draw();

@@ -10,6 +10,7 @@
 #include "diffmamba/device/overlap.cuh"
 #include "diffmamba/device/pack.cuh"   // load_pack, store_pack
 #include "diffmamba/math/sigmoid.cuh"  // sigmoid_for
+#include "diffmamba/tensor/takes_packs.hpp"
 #include "diffmamba/tensor/view.hpp"
 
 // What the GPU kernels are made of that walk over rows of channels (norms, gates, combinations): a row lies in the

@@ -7,6 +7,7 @@
 #include "diffmamba/device/pack.cuh"
 #include "diffmamba/math/sigmoid.cuh"
 #include "diffmamba/ops/causal_conv1d/causal_conv1d.hpp"
+#include "diffmamba/tensor/takes_packs.hpp"
 
 /// New tokens against a kept state, on an NVIDIA GPU: a thread per channel of a sequence. The outputs come first, then
 /// the state moves on, so that the thread may write where it has read.

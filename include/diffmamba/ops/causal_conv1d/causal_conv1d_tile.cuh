@@ -9,6 +9,7 @@
 #include "diffmamba/device/pack.cuh"
 #include "diffmamba/math/sigmoid.cuh"
 #include "diffmamba/ops/causal_conv1d/causal_conv1d.hpp"
+#include "diffmamba/tensor/takes_packs.hpp"
 
 // How the GPU cuts a convolution, forward and backward: a warp takes a strip of 64 or 128 neighbouring channels and
 // walks along a run of tokens with the last width - 1 inputs in registers, a few channels a lane. The rows come through

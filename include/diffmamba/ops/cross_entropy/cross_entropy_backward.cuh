@@ -3,6 +3,7 @@
 #pragma once
 
 #include "diffmamba/ops/cross_entropy/cross_entropy_forward.cuh"
+#include "diffmamba/tensor/takes_packs.hpp"
 
 /// The formulas are those of cross_entropy_backward.hpp. With the log of the sum of exponentials at hand each logit is
 /// on its own; forward_backward writes the gradient in the pass that makes the loss (cross_entropy_forward.cuh).

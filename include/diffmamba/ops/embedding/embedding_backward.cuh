@@ -7,6 +7,7 @@
 
 #include "diffmamba/device/workspace.hpp"
 #include "diffmamba/ops/embedding/embedding_forward.cuh"
+#include "diffmamba/tensor/takes_packs.hpp"
 
 /// Positions are sorted by their tokens, stably, so that those of one token follow one another in the order of the
 /// text, a run. Chunks of 32 sorted positions are then summed by a block each, whatever the runs: a run inside one

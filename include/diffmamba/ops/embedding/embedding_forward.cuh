@@ -7,6 +7,7 @@
 #include "diffmamba/device/overlap.cuh"
 #include "diffmamba/device/pack.cuh"
 #include "diffmamba/ops/embedding/embedding.hpp"
+#include "diffmamba/tensor/takes_packs.hpp"
 
 /// A warp copies a row.
 namespace diffmamba::embedding {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "diffmamba/ops/selective_scan/selective_scan_device.cuh"
+#include "diffmamba/tensor/takes_packs.hpp"
 
 /// One token of the recurrence on an NVIDIA GPU, the state in place. A few neighbouring threads share a channel, each
 /// with four neighbouring states at a time where rows lie on 16 bytes: reading and writing the state is the cost.

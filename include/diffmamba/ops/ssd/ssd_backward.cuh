@@ -4,6 +4,7 @@
 
 #include "diffmamba/ops/ssd/ssd_backward_general.cuh"
 #include "diffmamba/ops/ssd/ssd_backward_hopper.cuh"
+#include "diffmamba/tensor/tensor_map.cuh"
 
 /// SSD backward on an NVIDIA GPU; the formulas and their names are those at the head of ssd_backward.hpp.
 ///
@@ -933,17 +934,7 @@ bool hopper_takes_backward(const Inputs<T, cuda>& in, const OutputGradients<T, c
     return false;
   const Sizes s = sizes(in);
   if (s.batch * (s.length + backward_tokens) / backward_tokens * s.nheads * N >= (Index{1} << 31)) return false;
-  const int device = cuda_runtime::current_stream().device;
-  int major = 0, minor = 0;
-  cuda_runtime::check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
-                      "cudaDeviceGetAttribute");
-  cuda_runtime::check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device),
-                      "cudaDeviceGetAttribute");
-  if (major != 9 || minor != 0) return false;
-  // Only the body has barriers in static shared memory; code for sm_90 (without the a) is empty.
-  cudaFuncAttributes attributes;
-  cuda_runtime::check(cudaFuncGetAttributes(&attributes, ssd_hopper_walk_kernel<T, N, true>), "cudaFuncGetAttributes");
-  return attributes.sharedSizeBytes > 0;
+  return hopper::has_body(ssd_hopper_walk_kernel<T, N, true>);
 }
 
 template <class T, int N>

@@ -396,7 +396,7 @@ __global__ void __launch_bounds__(512, 1)
         hopper::begin_products();
 #pragma unroll
         for (int i = 0; i < N / 16; ++i)
-          hopper::multiply_columns<T>(du, B + (i / 4 * 512 + i % 4 * 2), dstate + i * 128, i > 0);
+          hopper::multiply<T, true>(du, B + (i / 4 * 512 + i % 4 * 2), dstate + i * 128, i > 0);
         hopper::end_products();
         hopper::wait_for_products<1>();
       } else {

@@ -6,6 +6,7 @@
 #include "diffmamba/device/mma.cuh"
 #include "diffmamba/device/workspace.hpp"
 #include "diffmamba/ops/ssd/ssd_device.cuh"
+#include "diffmamba/tensor/tensor_map.cuh"
 
 /// SSD forward on Hopper (16-bit types, headdim 64, d_state 64 or 128).
 ///
@@ -548,17 +549,7 @@ bool hopper_takes(const Inputs<T, cuda>& in, const OutputViews<T, cuda>& to) {
   if (!hopper::can_map(View<const T, 4, cuda>(in.x)) || !hopper::can_map(View<const T, 4, cuda>(in.B)) ||
       !hopper::can_map(View<const T, 4, cuda>(in.C)) || !hopper::can_map(View<T, 4, cuda>(to.out)))
     return false;
-  const int device = cuda_runtime::current_stream().device;
-  int major = 0, minor = 0;
-  cuda_runtime::check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
-                      "cudaDeviceGetAttribute");
-  cuda_runtime::check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device),
-                      "cudaDeviceGetAttribute");
-  if (major != 9 || minor != 0) return false;
-  // Only the body has barriers in static shared memory; code for sm_90 (without the a) is empty.
-  cudaFuncAttributes attributes;
-  cuda_runtime::check(cudaFuncGetAttributes(&attributes, ssd_hopper_kernel<T, N, true>), "cudaFuncGetAttributes");
-  return attributes.sharedSizeBytes > 0;
+  return hopper::has_body(ssd_hopper_kernel<T, N, true>);
 }
 
 template <class T, int N>
