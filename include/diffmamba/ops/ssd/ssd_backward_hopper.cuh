@@ -623,6 +623,7 @@ __global__ void __launch_bounds__(512, 1)
     through_scores(Memory::C + t_block * Memory::matrix, Memory::dB, memory.dB,
                    target_of(to.dB, to.dB_batch, to.dB_token, to.dB_group), to.dB_token, memory.aligned.dB, s_block,
                    warpgroup == 1);
+    __syncwarp();  // lanes past the sequence's end left the loop over rows early; what follows is of whole warps
 #pragma unroll
     for (int i = 0; i < 4; ++i)
       mma::load_matrices_transposed(factor[i],
