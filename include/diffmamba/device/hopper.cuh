@@ -50,8 +50,8 @@ __device__ inline void wait(std::uint64_t* barrier, unsigned parity) {
                  : "r"(shared_address(barrier)), "r"(parity)
                  : "memory");
 }
-/// A barrier of some warps of a block; number 0 is __syncthreads. The instruction wants all lanes of a warp at once, and
-/// after `if (lane == 0)` or a loop that lanes leave one by one nothing else promises that they are together.
+/// A barrier of some warps of a block; number 0 is __syncthreads. The instruction wants all lanes of a warp at once,
+/// and after `if (lane == 0)` or a loop that lanes leave one by one nothing else promises that they are together.
 __device__ inline void synchronize(int number, int threads) {
   __syncwarp();
   asm volatile("bar.sync %0, %1;" ::"r"(number), "r"(threads) : "memory");
