@@ -2,14 +2,16 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <algorithm>   // std::max
-#include <cmath>       // std::abs, std::isfinite
-#include <filesystem>  // std::filesystem::path
-#include <map>         // std::map
-#include <optional>    // std::optional
-#include <set>         // std::set
-#include <string>      // std::string
-#include <vector>      // std::vector
+#include <algorithm>    // std::max
+#include <cmath>        // std::abs, std::isfinite
+#include <filesystem>   // std::filesystem::path
+#include <map>          // std::map
+#include <optional>     // std::optional
+#include <random>       // std::mt19937, std::seed_seq
+#include <set>          // std::set
+#include <string>       // std::string
+#include <type_traits>  // std::conditional_t, std::is_same_v
+#include <vector>       // std::vector
 
 #include "diffmamba/io/json.hpp"
 #include "diffmamba/io/safetensors.hpp"
@@ -68,10 +70,13 @@ class Case {
   }
 
   /// Nothing is compared with the file: what is checked is kept, and the inputs that are named in `rounded` are rounded
-  /// to bfloat16 whatever type they are read as.
-  void keep(std::set<std::string> rounded = {}) {
+  /// to bfloat16 whatever type they are read as. A variation other than 0 multiplies every number that is read by
+  /// something between 1 - 2^-8 and 1 + 2^-8, drawn from the variation, the name and the place: a problem of the same
+  /// kind, whose roundings fall otherwise.
+  void keep(std::set<std::string> rounded = {}, unsigned variation = 0) {
     keeps_ = true;
     round_ = std::move(rounded);
+    variation_ = variation;
   }
   const std::map<std::string, Kept>& kept() const { return kept_; }
   /// The inputs that were read as bfloat16.
@@ -260,10 +265,23 @@ class Case {
   template <class T, int Rank>
   Tensor<T, Rank> read(const std::string& name, Tensor<T, Rank> tensor) {
     known_.insert(name);
-    if constexpr (std::is_same_v<T, bfloat16>) read_rounded_.insert(name);
-    if constexpr (std::is_floating_point_v<T>)
-      if (round_.contains(name))
+    constexpr bool is_rounded = std::is_same_v<T, bfloat16>;
+    if constexpr (is_rounded) read_rounded_.insert(name);
+    if constexpr (is_rounded || std::is_floating_point_v<T>) {
+      if (variation_ != 0) {
+        std::vector<unsigned> seed(name.begin(), name.end());
+        seed.push_back(variation_);
+        std::seed_seq sequence(seed.begin(), seed.end());
+        std::mt19937 generator(sequence);
+        const std::vector<double> values = file_.values<double>(name);
+        for (std::size_t i = 0; i < values.size(); ++i) {
+          const double factor = 1 + (static_cast<double>(generator()) * 0x1p-31 - 1) * 0x1p-8;
+          tensor.data()[i] = T(static_cast<std::conditional_t<is_rounded, float, T>>(values[i] * factor));
+        }
+      }
+      if (!is_rounded && round_.contains(name))
         for (T& value : tensor) value = static_cast<T>(bfloat16(static_cast<float>(value)));
+    }
     return tensor;
   }
   template <class T, int Rank, class D>
@@ -321,6 +339,7 @@ class Case {
   Json attributes_;
   double relative_ = 0, absolute_ = 0;
   bool keeps_ = false;
+  unsigned variation_ = 0;
   std::map<std::string, Kept> kept_;
   std::set<std::string> known_, round_, read_rounded_;
   std::vector<Comparison> comparisons_;

@@ -122,8 +122,8 @@ void add_norm_mixed(Case& golden) {
 
 const Register rms_registered("rms_norm", []<class T, class D>(Case& golden) { add_norm<T, D, false>(golden); });
 const Register layer_registered("layer_norm", []<class T, class D>(Case& golden) { add_norm<T, D, true>(golden); });
-const Register mixed_registered(
-    "add_norm_mixed", []<class T, class D>(Case& golden) { add_norm_mixed<T, D>(golden); }, NoBfloat16{});
+const Register mixed_registered("add_norm_mixed",
+                                []<class T, class D>(Case& golden) { add_norm_mixed<accumulate_t<T>, D>(golden); });
 
 }  // namespace
 }  // namespace diffmamba::conformance

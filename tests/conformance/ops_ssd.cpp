@@ -63,21 +63,23 @@ void chunk_scan(Case& golden) {
 
 template <class T, class Dev>
 void minimal(Case& golden) {
+  using R = accumulate_t<T>;
   const auto X = golden.tensor<T, 4, Dev>("in.X"), B = golden.tensor<T, 4, Dev>("in.B"),
              C = golden.tensor<T, 4, Dev>("in.C");
-  const auto A = golden.tensor<T, 3, Dev>("in.A");
+  const auto A = golden.tensor<R, 3, Dev>("in.A");
   const Extents<4> state{X.extent(0), X.extent(2), X.extent(3), B.extent(3)};
   if (golden.has("in.initial_states"))  // (batch, 1, nheads, headdim, d_state)
     require(golden.rank("in.initial_states") == 5 && golden.shape("in.initial_states")[1] == 1,
             "in.initial_states must have 5 axes, the second of one element");
-  const auto initial_state = golden.optional<T, 4, Dev>("in.initial_states", state);
+  const auto initial_state = golden.optional<R, 4, Dev>("in.initial_states", state);
 
   const ssd::minimal::Inputs<T, Dev> in{.x = X, .A = A, .B = B, .C = C, .initial_state = initial_state};
   const auto [out, final_state, saved] = ssd::minimal::forward(in, {.block_len = golden.integer("block_len", 64)});
   golden.check("out.Y", out);
   golden.check("out.final_state", final_state);
 
-  const auto dout = golden.optional<T, 4, Dev>("gout.Y"), dfinal_state = golden.optional<T, 4, Dev>("gout.final_state");
+  const auto dout = golden.optional<T, 4, Dev>("gout.Y");
+  const auto dfinal_state = golden.optional<R, 4, Dev>("gout.final_state");
   if (!dout && !dfinal_state) return;
   const auto d = ssd::minimal::backward(in, saved, {.dout = dout, .dfinal_state = dfinal_state});
   golden.gradient("in.X", d.dx);
@@ -89,23 +91,22 @@ void minimal(Case& golden) {
 
 template <class T, class Dev>
 void segment_sums(Case& golden) {
+  using R = accumulate_t<T>;  // log decays are
   const auto& shape = golden.shape("in.x");
   require(!shape.empty(), "in.x is a scalar");
   const Index length = shape.back();
   Index rows = 1;
   for (std::size_t axis = 0; axis + 1 < shape.size(); ++axis) rows *= shape[axis];
-  const auto x = golden.tensor<T, 2, Dev>("in.x", {rows, length});
+  const auto x = golden.tensor<R, 2, Dev>("in.x", {rows, length});
   const auto out = ssd::segsum::forward(x.view());
   golden.check_elements("out.out", out);
   if (!golden.has("gout.out")) return;
-  const auto dout = golden.tensor<T, 3, Dev>("gout.out", out.extents());
+  const auto dout = golden.tensor<R, 3, Dev>("gout.out", out.extents());
   golden.gradient_elements("in.x", ssd::segsum::backward(dout.view()));
 }
 
-const Register minimal_registered(
-    "ssd_minimal", []<class T, class Dev>(Case& golden) { minimal<T, Dev>(golden); }, NoBfloat16{});
-const Register segsum_registered(
-    "segsum", []<class T, class Dev>(Case& golden) { segment_sums<T, Dev>(golden); }, NoBfloat16{});
+const Register minimal_registered("ssd_minimal", []<class T, class Dev>(Case& golden) { minimal<T, Dev>(golden); });
+const Register segsum_registered("segsum", []<class T, class Dev>(Case& golden) { segment_sums<T, Dev>(golden); });
 const Register chunk_scan_registered("ssd_chunk_scan",
                                      []<class T, class Dev>(Case& golden) { chunk_scan<T, Dev>(golden); });
 

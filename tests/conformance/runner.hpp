@@ -24,14 +24,9 @@ inline std::map<std::string, Operator>& operators() {
 
 /// Of an adapter that is written once for every type and device; the GPU is there where the program links its kernels.
 ///   const Register registered("segsum", []<class T, class D>(Case& golden) { segsum<T, D>(golden); });
-///   const Register registered("adamw_step", ..., NoBfloat16{});
-/// or of one that runs on the host alone:
-///   const Register registered("logits_filter", filter<double>, filter<float>);
+///   const Register registered("adamw_training", ..., NoBfloat16{});  // reason_to_skip says why
 struct NoBfloat16 {};
 struct Register {
-  Register(const std::string& op, Adapter float64, Adapter float32) {
-    add(op, {{"cpu float64", float64}, {"cpu float32", float32}});
-  }
   template <class Generic>
   Register(const std::string& op, Generic) {
     add(op, {
@@ -69,7 +64,7 @@ struct Register {
 
 /// What this version of the library does not have, each with its reason. An option that is missing from an operator
 /// which is there is no reason.
-std::optional<std::string> reason_to_skip(const Case& golden);
+std::optional<std::string> reason_to_skip(const Case& golden, const std::string& dtype);
 
 /// In bfloat16: the relative error ||got - want|| / ||want|| that the official kernels have in this output against a
 /// float64 run of the same rounded inputs (measured on an H100, with mamba_ssm e9594ce and causal-conv1d 0d2252d).

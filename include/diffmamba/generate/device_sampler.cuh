@@ -228,7 +228,7 @@ template <class R>
 __global__ void __launch_bounds__(detail::sampler_threads, 1)
     sample_kernel(View<const R, 2, cuda> logits, std::int32_t* tokens, std::uint64_t* position,
                   View<std::int32_t, 2, cuda> history, std::uint64_t* remembered, View<std::int32_t, 2, cuda> log,
-                  detail::SamplerNumbers options, float* scratch, bool in_shared) {
+                  View<R, 2, cuda> filtered, detail::SamplerNumbers options, float* scratch, bool in_shared) {
   constexpr int threads = detail::sampler_threads;
   extern __shared__ float shared_row[];
   __shared__ int drawn;
@@ -238,12 +238,18 @@ __global__ void __launch_bounds__(detail::sampler_threads, 1)
   const R* from = logits.data() + row * logits.stride(0);
   const Index step = logits.stride(1);
   float* values = in_shared ? shared_row : scratch + row * size;
+  const R divisor = options.temperature > 0 ? static_cast<R>(options.temperature) : R(1);
+  const auto drop = [&](int v) {
+    values[v] = 0.0f;
+    if (filtered) filtered(row, v) = -static_cast<R>(INFINITY);
+  };
 
   bool bad = false;
   for (int v = thread; v < size; v += threads) {
     const float value = static_cast<float>(from[v * step]);
     bad |= isnan(value);
     values[v] = value;
+    if (filtered) filtered(row, v) = from[v * step] / divisor;
   }
   bad = __syncthreads_or(bad) != 0;
   if (history && options.repetition_penalty != 1) {
@@ -255,8 +261,9 @@ __global__ void __launch_bounds__(detail::sampler_threads, 1)
       if (token < 0 || token >= size) continue;
       // From the logit itself, so that a token that occurs twice is changed once.
       const double logit = static_cast<double>(from[token * step]);
-      values[token] =
-          static_cast<float>(logit < 0 ? logit * options.repetition_penalty : logit / options.repetition_penalty);
+      const double changed = logit < 0 ? logit * options.repetition_penalty : logit / options.repetition_penalty;
+      values[token] = static_cast<float>(changed);
+      if (filtered) filtered(row, token) = static_cast<R>(changed) / divisor;
     }
     __syncthreads();
   }
@@ -283,10 +290,11 @@ __global__ void __launch_bounds__(detail::sampler_threads, 1)
     // Weights relative to the likeliest take the place of the logits.
     for (int v = thread; v < size; v += threads) {
       const float value = values[v];
-      values[v] =
-          value < least
-              ? 0.0f
-              : detail::weight_of((static_cast<double>(value) - static_cast<double>(largest)) / options.temperature);
+      if (value < least)
+        drop(v);
+      else
+        values[v] =
+            detail::weight_of((static_cast<double>(value) - static_cast<double>(largest)) / options.temperature);
     }
     __syncthreads();
     const auto mass = [&](int v) { return detail::mass_of(values[v], options.mass_bits); };
@@ -317,7 +325,7 @@ __global__ void __launch_bounds__(detail::sampler_threads, 1)
       for (int v = begin; v < end; ++v) {
         if (bits(v) < key || (bits(v) == key && rank < dropped)) {
           rank += bits(v) == key ? 1 : 0;
-          values[v] = 0.0f;
+          drop(v);
         } else if (bits(v) == key) {
           ++rank;
         }
@@ -325,7 +333,7 @@ __global__ void __launch_bounds__(detail::sampler_threads, 1)
     }
     sum = 0;
     for (int v = begin; v < end; ++v) {
-      if (static_cast<double>(values[v]) < options.min_p) values[v] = 0.0f;
+      if (static_cast<double>(values[v]) < options.min_p) drop(v);
       sum += mass(v);
     }
     const unsigned long long up_to = detail::inclusive_sum(sum, total);
@@ -365,6 +373,7 @@ void device_sample(const SampleArrays<R>& arrays, const SamplerOptions& options,
   require(size < Index{1} << 30, "sampler: a vocabulary of ", size, " is too large");
   require_shape("sampler", "tokens", arrays.tokens, Extents<1>(batch));
   require_shape("sampler", "position", arrays.position, Extents<1>(batch));
+  if (arrays.filtered) require_shape("sampler", "filtered", arrays.filtered, Extents{batch, size});
   require(bool(arrays.history) == bool(arrays.remembered), "sampler: history and remembered belong together");
   if (arrays.history) require_shape("sampler", "remembered", arrays.remembered, Extents<1>(batch));
   if (arrays.log)
@@ -398,7 +407,7 @@ void device_sample(const SampleArrays<R>& arrays, const SamplerOptions& options,
   require(batch < Index{1} << 31, "sampler: ", batch, " rows are too many");
   sample_kernel<R><<<static_cast<unsigned>(batch), detail::sampler_threads, shared, stream.handle>>>(
       arrays.logits, arrays.tokens.data(), arrays.position.data(), arrays.history, arrays.remembered.data(), arrays.log,
-      numbers, scratch, in_shared);
+      arrays.filtered, numbers, scratch, in_shared);
   cuda_runtime::check_launch("sample_kernel");
   workspace.reset(mark);
 }

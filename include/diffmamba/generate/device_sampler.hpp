@@ -30,6 +30,8 @@ struct SampleArrays {
   View<std::int32_t, 2, cuda> history = {};       // (batch, window), a ring of the last tokens: for the penalty
   View<std::uint64_t, 1, cuda> remembered = {};   // (batch), how many tokens were ever written to it
   View<std::int32_t, 2, cuda> log = {};           // (rows, batch), draw n goes to row n % rows; may be pinned memory
+  View<R, 2, cuda> filtered = {};                 // (batch, vocab_size), the logits after penalty, temperature and
+                                                  // filters: -infinity where a token cannot be drawn
 };
 
 template <class R>
