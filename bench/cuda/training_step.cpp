@@ -1,7 +1,9 @@
 // SPDX-FileCopyrightText: 2026 The diffmamba authors
 // SPDX-License-Identifier: Apache-2.0
 // The training step of whole models in bfloat16 with float parameters: upload of a batch, forward, backward, clipping,
-// AdamW. Time on the host's clock over several steps, the GPU always busy; memory as the driver counts it.
+// AdamW. Time on the host's clock over several steps, the GPU always busy; beside it the first step after warm_up and a
+// late one, each waited for. Memory at most in use at once, parameters and gradients included, as torch counts it too;
+// and all that the driver counts, its context included.
 //
 //   bench_gpu_training_step [--filter WORD] [--json] [--steps N] [--recompute | --recompute-convolution]
 #include <algorithm>
@@ -35,7 +37,8 @@ int main(int argc, char** argv) {
     const Index parameters = model.parameter_count();
     dm::AdamW optimizer(model, {.lr = 1e-4, .weight_decay = 0.1});
     gpu::Time time;
-    double loss = 0, warm_up = 0;
+    double loss = 0, warm_up = 0, first = 0, late = 0;
+    dm::arena<dm::cuda>().reset_peak();
     {
       dm::TrainingStep training(model, optimizer, {.clip = 1.0});
       dm::Batch batch{dm::Tensor<std::int32_t, 2>({one.batch, one.length}),
@@ -46,6 +49,13 @@ int main(int argc, char** argv) {
         batch.targets.data()[i] = static_cast<std::int32_t>(words[1] % static_cast<std::uint32_t>(one.vocab_size));
       }
       warm_up = training.warm_up(batch);
+      const auto waited = [&] {
+        const auto begin = std::chrono::steady_clock::now();
+        training(batch, 1e-4);
+        training.finish();
+        return 1e3 * std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+      };
+      first = waited();
       for (int i = 0; i < 3; ++i) training(batch, 1e-4);
       training.finish();
       std::vector<double> times;
@@ -58,17 +68,19 @@ int main(int argc, char** argv) {
       }
       std::sort(times.begin(), times.end());
       time = {times[times.size() / 2], times.front(), times.back()};
+      late = waited();
     }
     const auto memory = dm::cuda_runtime::memory_info();
     report.line(one.name, time, {.flop = one.flop(parameters), .peer_milliseconds = one.peer_training});
-    std::fprintf(
-        stderr,
-        "  %.1fM parameters, %lld x %lld tokens: %.0f tokens/s; %.2f GiB in all, %.2f GiB kept by forward; warm "
-        "up %.2f s; loss %.3f\n",
-        1e-6 * static_cast<double>(parameters), static_cast<long long>(one.batch), static_cast<long long>(one.length),
-        1e3 * static_cast<double>(one.batch * one.length) / time.median,
-        static_cast<double>(memory.total - memory.free) / (1 << 30),
-        static_cast<double>(model.saved_bytes()) / (1 << 30), warm_up, loss);
+    const auto gib = [](std::size_t bytes) { return static_cast<double>(bytes) / (1 << 30); };
+    std::fprintf(stderr,
+                 "  %.1fM parameters, %lld x %lld tokens: %.0f tokens/s; loss %.3f\n"
+                 "  %.2f GiB at most in use, %.2f GiB of it kept by forward; the driver counts %.2f GiB\n"
+                 "  warm up %.2f s; the first step after it %.2f ms, a late one %.2f ms\n",
+                 1e-6 * static_cast<double>(parameters), static_cast<long long>(one.batch),
+                 static_cast<long long>(one.length), 1e3 * static_cast<double>(one.batch * one.length) / time.median,
+                 loss, gib(dm::arena<dm::cuda>().peak_bytes()), gib(model.saved_bytes()),
+                 gib(memory.total - memory.free), warm_up, first, late);
     model = gpu::Model(gpu::ModelCase{"", 1, 16, 16, {"mamba2"}, 1, 1}.config());
     optimizer = dm::OptimizerOf<gpu::Model>(0);
     dm::arena<dm::cuda>().release();

@@ -53,4 +53,5 @@
 #include "diffmamba/ops/swiglu/swiglu_forward.cuh"
 
 // Mixers
+#include "diffmamba/nn/parameter.cuh"
 #include "diffmamba/nn/scan_parts.cuh"

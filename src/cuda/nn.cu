@@ -1,6 +1,7 @@
 // SPDX-FileCopyrightText: 2026 The diffmamba authors
 // SPDX-License-Identifier: Apache-2.0
 // What modules need between the operators, compiled once for diffmamba::cuda_instantiated.
+#include "diffmamba/nn/parameter.cuh"
 #include "diffmamba/nn/scan_parts.cuh"
 
 namespace diffmamba {
@@ -11,6 +12,7 @@ namespace diffmamba {
   template void add_product(const View<R, Rank, cuda>&, const View<R, Rank, cuda>&, const View<R, Rank, cuda>&); \
   template void add_product(const View<R, Rank, cuda>&, const View<const R, Rank, cuda>&, const View<R, Rank, cuda>&);
 #define DIFFMAMBA_NN_PARAMETERS(R)                                                                 \
+  template void zero_runs(const View<R, 1, cuda>&, const View<const ElementRun, 1, cuda>&);        \
   DIFFMAMBA_NN_RANKS(R, 1)                                                                         \
   DIFFMAMBA_NN_RANKS(R, 2)                                                                         \
   template void add_over_batch<R, R, 3>(const View<R, 4, cuda>&, const View<R, 3, cuda>&);         \

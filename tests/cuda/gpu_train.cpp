@@ -87,30 +87,37 @@ TEST_SUITE("on a GPU" * doctest::skip(cuda_runtime::device_count() == 0)) {
 
   TEST_CASE_TEMPLATE("ten steps twice are the same bits; recorded steps are those of the operators", T, float,
                      bfloat16) {
-    const TrainingStepOptions options{.accumulate = 2, .seed = 3};
-    Run<T> first(tiny(37, 0.1)), second(tiny(37, 0.1)), plain(tiny(37, 0.1));
-    TrainingStep a(first.model, first.optimizer, options), b(second.model, second.optimizer, options);
-    b.warm_up(some_batch(2, 40, 9));
-    for (int step = 0; step < 10; ++step) {
-      // Two shapes in one step.
-      const Batch batches[2] = {some_batch(2, 40, step), some_batch(1, step % 2 == 0 ? 40 : 33, step + 1)};
-      for (const Batch& batch : batches) a.add(batch);
-      for (const Batch& batch : batches) b.add(batch);
-      a.update(1e-3);
-      b.update(1e-3);
-      plain.model.zero_gradients();
-      for (int i = 0; i < 2; ++i)
-        plain.model.forward_backward(
-            batches[i].inputs, batches[i].targets,
-            {.scale = 0.5, .dropout = Philox{3}.child(static_cast<std::uint64_t>(2 * step + i))});
-      plain.optimizer.step(plain.model, 1e-3);
+    for (const Index count : {1, 2}) {
+      CAPTURE(count);
+      const TrainingStepOptions options{.accumulate = count, .seed = 3};
+      Run<T> first(tiny(37, 0.1)), second(tiny(37, 0.1)), plain(tiny(37, 0.1));
+      TrainingStep a(first.model, first.optimizer, options), b(second.model, second.optimizer, options);
+      CHECK(b.warm_up(some_batch(2, 40, 9)) > 0);
+      CHECK(same(first.weights(), second.weights()));
+      CHECK(same(to<cpu>(first.optimizer.exp_avg()), to<cpu>(second.optimizer.exp_avg())));
+      CHECK(second.optimizer.steps() == 0);
+      CHECK(b.finish().step == 0);
+      for (int step = 0; step < 10; ++step) {
+        plain.model.zero_gradients();
+        for (Index i = 0; i < count; ++i) {  // of two shapes
+          const Batch batch = i == 0 ? some_batch(2, 40, step) : some_batch(1, step % 2 == 0 ? 40 : 33, step + 1);
+          a.add(batch);
+          b.add(batch);
+          plain.model.forward_backward(batch.inputs, batch.targets,
+                                       {.scale = 1.0 / static_cast<double>(count),
+                                        .dropout = Philox{3}.child(static_cast<std::uint64_t>(count * step + i))});
+        }
+        a.update(1e-3);
+        b.update(1e-3);
+        plain.optimizer.step(plain.model, 1e-3);
+      }
+      CHECK(a.finish().loss == b.finish().loss);
+      CHECK(same(first.weights(), second.weights()));
+      CHECK(same(first.weights(), plain.weights()));
+      CHECK(same(to<cpu>(first.optimizer.exp_avg_sq()), to<cpu>(plain.optimizer.exp_avg_sq())));
+      if constexpr (std::is_same_v<T, bfloat16>)
+        CHECK(same(to<cpu>(first.model.flat().shadows()), to<cpu>(plain.model.flat().shadows())));
     }
-    CHECK(a.finish().loss == b.finish().loss);
-    CHECK(same(first.weights(), second.weights()));
-    CHECK(same(first.weights(), plain.weights()));
-    CHECK(same(to<cpu>(first.optimizer.exp_avg_sq()), to<cpu>(plain.optimizer.exp_avg_sq())));
-    if constexpr (std::is_same_v<T, bfloat16>)
-      CHECK(same(to<cpu>(first.model.flat().shadows()), to<cpu>(plain.model.flat().shadows())));
   }
 
   TEST_CASE("bfloat16 learns what float learns") {

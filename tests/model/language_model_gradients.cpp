@@ -94,6 +94,28 @@ TEST_CASE("language model: the fused loss is the cross entropy of the logits, al
   for (Index i = 0; i < once.size(); ++i) CHECK(model.flat().gradients()(i) == doctest::Approx(2 * once(i)));
 }
 
+TEST_CASE("language model: gradients that are assigned, whatever they were, are those added to zeros") {
+  const auto tokens = random_tokens(2, 7, 11, 1), targets = random_tokens(2, 7, 11, 2);
+  for (const bool tied : {true, false})
+    for (const double bias : {0.0, 1.0}) {
+      CAPTURE(tied);
+      CAPTURE(bias);
+      ModelConfig config = tiny(tied);
+      config.mixer.set("bias", bias > 0);
+      config.layers.push_back({"diff_mamba2", {{"norm", "before"}}});
+      Model<double> model(config);
+      initialize(model, Philox{3});
+      model.zero_gradients();
+      const double loss = model.forward_backward(tokens, targets);
+      const auto want = to_tensor(std::as_const(model).flat().gradients());
+      // What lies between the parameters stays zero.
+      for (const auto& segment : model.flat().segments)
+        for (Index i = 0; i < segment.size; ++i) model.flat().gradients()(segment.offset + i) = 1e30;
+      CHECK(model.forward_backward(tokens, targets, {.gradients = GradientMode::assign}) == loss);
+      for (Index i = 0; i < want.size(); ++i) REQUIRE(model.flat().gradients()(i) == want(i));
+    }
+}
+
 TEST_CASE("language model: prefill and steps give the logits of one pass, in double") {
   Model<double> model(tiny());
   initialize(model, Philox{3});

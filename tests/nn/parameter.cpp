@@ -135,6 +135,37 @@ TEST_CASE("one flat array: bound once, aligned, with its gradients, and kept ali
   CHECK(module.bias.gradient()(0) == 0);
 }
 
+TEST_CASE("a discarded gradient is zero, and its first writer assigns") {
+  dm::Parameter<float, 1> weight(dm::Extents<1>{3}), bias(dm::Extents<1>{2}), absent;
+  const auto fill = [](auto& parameter) { std::fill_n(parameter.gradient_data(), parameter.size(), 7.0f); };
+  weight.discard_gradient();  // there is none
+  CHECK(weight.gradient_mode() == dm::GradientMode::add);
+  fill(weight);
+  fill(bias);
+  weight.discard_gradient();
+  CHECK(weight.gradient_mode() == dm::GradientMode::assign);
+  CHECK(weight.gradient_mode() == dm::GradientMode::add);
+  CHECK(weight.gradient()(2) == 7.0f);  // the writer's business
+  weight.discard_gradient();
+  CHECK(weight.gradient()(2) == 0.0f);
+  fill(weight);
+  weight.discard_gradient();
+  weight.settle_gradient();
+  CHECK(std::as_const(weight).gradient()(2) == 0.0f);
+  // Of a pair written together either both are assigned or none.
+  fill(weight);
+  weight.discard_gradient();
+  CHECK(dm::gradient_mode(weight, bias) == dm::GradientMode::add);
+  CHECK(std::as_const(weight).gradient()(0) == 0.0f);
+  CHECK(std::as_const(bias).gradient()(0) == 7.0f);
+  weight.discard_gradient();
+  bias.discard_gradient();
+  CHECK(dm::gradient_mode(weight, bias) == dm::GradientMode::assign);
+  CHECK(dm::gradient_mode(weight, bias) == dm::GradientMode::add);
+  weight.discard_gradient();
+  CHECK(dm::gradient_mode(weight, absent) == dm::GradientMode::assign);
+}
+
 TEST_CASE("16-bit operators read a shadow of the float masters") {
   Shadowed module;
   const auto values = random_tensor<float>(dm::Extents{3, 2}, 1);

@@ -28,6 +28,7 @@ namespace diffmamba {
 struct BackwardOptions {
   double scale = 1.0;       // of the loss whose gradient is taken: 1 / n when n batches are accumulated
   StepRandom dropout = {};  // one of its own for each batch; nothing is drawn if the model's dropout is 0
+  GradientMode gradients = GradientMode::add;  // assign: what the parameters' gradients were counts no more
 };
 
 namespace detail {
@@ -135,6 +136,8 @@ class LanguageModel : public Module<LanguageModel<DeviceType, Compute, Param, Mi
     for (Index layer = 0; layer < layers(); ++layer) blocks_.push_back(make_block(layer));
     check_model_wide_options();
     if (!config_.tie_embeddings) lm_head_ = Parameter<T, 2, D>(embedding_.extents());
+    embedding_.set_written_whole();
+    lm_head_.set_written_whole();
     flat_ = bind(*this);
   }
   /// Copies are deep and have no gradients.
@@ -260,7 +263,7 @@ class LanguageModel : public Module<LanguageModel<DeviceType, Compute, Param, Mi
   /// Writes the mean loss to `loss`, (1).
   void forward_backward_on_device(const DeviceTokens& tokens, const DeviceTokens& targets, const View<R, 1, D>& loss,
                                   const BackwardOptions& options = {}) {
-    bind_gradients(*this, flat_);
+    begin_gradients(options.gradients);
     const std::size_t bytes_before = arena<D>().bytes_in_use();
     const auto hidden = forward_saving(tokens, options.dropout);
     saved_bytes_ = arena<D>().bytes_in_use() - bytes_before;
@@ -274,10 +277,11 @@ class LanguageModel : public Module<LanguageModel<DeviceType, Compute, Param, Mi
                                       loss_options(), dlogits, factor, loss,
                                       begin == 0 ? GradientMode::assign : GradientMode::add, workspace);
       const Index end = begin + logits.extent(0);
+      const GradientMode mode = head_parameter().gradient_mode();
       linear::backward(
           linear::Inputs<T, D>{.x = rows.template slice<0>(begin, end), .weight = head()}, View<const T, 2, D>(dlogits),
           linear::GradientViews<T, D>{.dx = as_rows(dhidden).template slice<0>(begin, end), .dweight = head_gradient()},
-          GradientMode::add);
+          mode);
     });
     multiply_by(loss, View<const R, 1, D>(factors.template slice<0>(1, 2)));
     backward(tokens, std::move(dhidden), options.dropout);
@@ -288,13 +292,13 @@ class LanguageModel : public Module<LanguageModel<DeviceType, Compute, Param, Mi
     require_shape("model", "dlogits", dlogits,
                   Extents{tokens.extent(0), tokens.extent(1), config_.padded_vocab_size()});
     check_tokens(tokens);
-    bind_gradients(*this, flat_);
+    begin_gradients(options.gradients);
     const detail::OnDevice<std::int32_t, 2, D> there(tokens);
     const auto hidden = forward_saving(there.view(), options.dropout);
     auto dhidden = Tensor<T, 3, D>::uninitialized(hidden.extents());
+    const GradientMode mode = head_parameter().gradient_mode();
     linear::backward(linear::Inputs<T, D>{.x = as_rows(hidden), .weight = head()}, as_rows(dlogits),
-                     linear::GradientViews<T, D>{.dx = as_rows(dhidden), .dweight = head_gradient()},
-                     GradientMode::add);
+                     linear::GradientViews<T, D>{.dx = as_rows(dhidden), .dweight = head_gradient()}, mode);
     backward(there.view(), std::move(dhidden), options.dropout);
   }
 
@@ -449,7 +453,12 @@ class LanguageModel : public Module<LanguageModel<DeviceType, Compute, Param, Mi
   }
 
   View<const T, 2, D> head() const { return lm_head_ ? lm_head_.value() : embedding_.value(); }
-  View<R, 2, D> head_gradient() { return lm_head_ ? lm_head_.gradient() : embedding_.gradient(); }
+  Parameter<T, 2, D>& head_parameter() { return lm_head_ ? lm_head_ : embedding_; }
+  View<R, 2, D> head_gradient() { return head_parameter().gradient(); }
+  void begin_gradients(GradientMode mode) {
+    bind_gradients(*this, flat_);
+    if (mode == GradientMode::assign) discard_gradients(*this, flat_);
+  }
 
   Tensor<T, 3, D> embed(const DeviceTokens& tokens) const {
     auto hidden = Tensor<T, 3, D>::uninitialized({tokens.extent(0), tokens.extent(1), config_.d_model});
@@ -497,8 +506,10 @@ class LanguageModel : public Module<LanguageModel<DeviceType, Compute, Param, Mi
       });
     if (config_.dropout > 0)
       dropout::backward(View<const R, 3, D>(dresidual.view()), embedding_dropout(random), dresidual.view());
+    const GradientMode mode = embedding_.gradient_mode();
     embedding::backward(embedding::Inputs<T, std::int32_t, D>{.tokens = tokens, .weight = embedding_.value()},
-                        View<const R, 3, D>(dresidual.view()), embedding_.gradient(), GradientMode::add);
+                        View<const R, 3, D>(dresidual.view()), embedding_.gradient(), mode);
+    settle_gradients(*this);
   }
   /// The gradient that enters mixers: where activations have the type of sums the residual stream's own, else the same
   /// rounded, in the memory of dhidden.

@@ -91,6 +91,8 @@ class Linear : public Module<Linear<T, DeviceType>> {
   Linear(Index in, Index out, bool with_bias = false) : weight(Extents{out, in}) {
     require(in >= 0 && out >= 0, "Linear: negative size (", out, ", ", in, ")");
     if (with_bias) bias = Parameter<accumulate_t<T>, 1, DeviceType>(Extents<1>{out}, Decay::no);
+    weight.set_written_whole();
+    bias.set_written_whole();
   }
 
   void initialize(Philox random, const Initialization& how = {}) {
@@ -113,8 +115,9 @@ class Linear : public Module<Linear<T, DeviceType>> {
   Tensor<T, 3, DeviceType> backward(const View<const T, 3, DeviceType>& x, const View<const T, 3, DeviceType>& dout) {
     auto dx = Tensor<T, 3, DeviceType>::uninitialized(x.extents());
     const Rows<T, DeviceType> rows(x), dout_rows(dout);
+    const GradientMode mode = gradient_mode(weight, bias);
     linear::backward(std::as_const(*this).inputs(rows), dout_rows.view(),
-                     {.dx = as_rows(dx), .dweight = weight.gradient(), .dbias = bias.gradient()}, GradientMode::add);
+                     {.dx = as_rows(dx), .dweight = weight.gradient(), .dbias = bias.gradient()}, mode);
     return dx;
   }
 
@@ -128,8 +131,9 @@ class Linear : public Module<Linear<T, DeviceType>> {
   }
   void backward_parameters(const View<const T, 3, DeviceType>& x, const View<const T, 3, DeviceType>& dout) {
     const Rows<T, DeviceType> rows(x), dout_rows(dout);
+    const GradientMode mode = gradient_mode(weight, bias);
     linear::backward(std::as_const(*this).inputs(rows), dout_rows.view(),
-                     {.dweight = weight.gradient(), .dbias = bias.gradient()}, GradientMode::add);
+                     {.dweight = weight.gradient(), .dbias = bias.gradient()}, mode);
   }
 
   template <class Self, class F>

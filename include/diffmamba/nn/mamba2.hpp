@@ -33,6 +33,8 @@ class Mamba2Inner {
     if (options.rmsnorm) norm_weight_ = Parameter<R, 1, D>(Extents<1>{paths * s.d_ssm}, Decay::no);
     if (options.learnable_init_states)
       init_states_ = Parameter<R, 3, D>(Extents{paths * s.nheads, s.headdim, s.d_state}, Decay::no);
+    in_proj_weight_.set_written_whole();
+    in_proj_bias_.set_written_whole();
   }
 
   std::array<Index, 2> roles() const { return core_.sizes().gated_roles(); }
@@ -53,9 +55,10 @@ class Mamba2Inner {
   Tensor<T, 3, D> backward(const View<const T, 3, D>& x, const View<T, 3, D>& dgated, Saved& saved,
                            const View<T, 3, D>& gated = {}) {
     const auto w = weights(std::as_const(*this));
+    const GradientMode mode = gradient_mode(in_proj_weight_, in_proj_bias_);
     const auto g = gradients();
     const auto dzxbcdt = core_.backward(w, dgated, saved, g, gated);
-    return core_.project_backward(w, x, dzxbcdt, g);
+    return core_.project_backward(w, x, dzxbcdt, g, mode);
   }
   State make_state(Index batch) const { return core_.make_state(weights(*this), batch); }
 

@@ -282,13 +282,12 @@ class Mamba2Core {
     return dzxbcdt;
   }
 
-  /// dx from dzxbcdt; adds into the gradients of in_proj.
+  /// dx from dzxbcdt; adds into the gradients of in_proj, or assigns them.
   Tensor<T, 3, D> project_backward(const Weights& w, const View<const T, 3, D>& x, const View<const T, 3, D>& dzxbcdt,
-                                   const WeightGradients& g) const {
+                                   const WeightGradients& g, GradientMode mode = GradientMode::add) const {
     auto dx = Tensor<T, 3, D>::uninitialized(x.extents());
     linear::backward(linear::Inputs<T, D>{.x = as_rows(x), .weight = w.in_proj_weight, .bias = w.in_proj_bias},
-                     as_rows(dzxbcdt), {.dx = as_rows(dx), .dweight = g.in_proj_weight, .dbias = g.in_proj_bias},
-                     GradientMode::add);
+                     as_rows(dzxbcdt), {.dx = as_rows(dx), .dweight = g.in_proj_weight, .dbias = g.in_proj_bias}, mode);
     return dx;
   }
 

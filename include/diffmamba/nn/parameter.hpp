@@ -12,6 +12,7 @@
 #include <utility>      // std::as_const
 #include <vector>       // std::vector
 
+#include "diffmamba/core/gradient_mode.hpp"
 #include "diffmamba/tensor/copy.hpp"
 #include "diffmamba/tensor/tensor.hpp"
 
@@ -40,7 +41,11 @@ class ParameterMemory {
       : size_(size), decay_(decay), shadow_dtype_(shadow) {}
   /// Copies are deep and stand alone; they take the values, not the gradients.
   ParameterMemory(const ParameterMemory& other)
-      : size_(other.size_), decay_(other.decay_), shadow_dtype_(other.shadow_dtype_), released_(other.released_) {
+      : size_(other.size_),
+        decay_(other.decay_),
+        shadow_dtype_(other.shadow_dtype_),
+        released_(other.released_),
+        written_whole_(other.written_whole_) {
     if (other.master_ != nullptr) {
       allocate<T>(master_owner_, master_);
       copy_elements(DeviceType{}, other.master_, master_, size_);
@@ -85,10 +90,28 @@ class ParameterMemory {
   T* gradient_data() {
     require_masters();
     if (gradient_ == nullptr) allocate<T>(gradient_owner_, gradient_);
+    if (discarded_) fill_elements(DeviceType{}, gradient_, size_, T{});
+    discarded_ = false;
     return gradient_;
   }
   /// Null if there are none.
   const T* gradient_data() const { return gradient_; }
+
+  // A gradient that whoever computes it writes as a whole (a product's) need not be set to zero first: a discarded one
+  // is zero by word alone, and the first who asks how to write it assigns.
+
+  /// Says that every write of the gradient is of all of it, after asking gradient_mode or diffmamba::gradient_mode.
+  void set_written_whole() { written_whole_ = true; }
+  bool written_whole() const { return written_whole_; }
+  /// Makes the gradient zero without writing it. Who reads it without gradient_data() must not before settle_gradient.
+  void discard_gradient() { discarded_ = gradient_ != nullptr; }
+  bool gradient_discarded() const { return discarded_; }
+  /// How the next write has to be: it assigns where the gradient was discarded. The caller writes all of it.
+  GradientMode gradient_mode() { return std::exchange(discarded_, false) ? GradientMode::assign : GradientMode::add; }
+  /// Zeros where nobody has written since discard_gradient.
+  void settle_gradient() {
+    if (discarded_) (void)gradient_data();
+  }
 
   /// Takes elements from `offset` on, of any type and from any device, and renews the shadow.
   template <class U, int Rank, Device From>
@@ -208,7 +231,7 @@ class ParameterMemory {
   Index size_ = 0;
   Decay decay_ = Decay::yes;
   std::optional<Dtype> shadow_dtype_;
-  bool released_ = false;
+  bool released_ = false, written_whole_ = false, discarded_ = false;
 };
 
 namespace detail {
@@ -311,6 +334,18 @@ class Parameter : public ParameterMemory<accumulate_t<T>, DeviceType> {
   Extents<Rank> extents_;
   bool present_ = false;
 };
+
+/// How the next write of a weight's gradient and its bias's, which may be absent, has to be; both are written whole.
+template <class Weight, class Bias>
+GradientMode gradient_mode(Weight& weight, Bias& bias) {
+  if (weight.gradient_discarded() && (!bias || bias.gradient_discarded())) {
+    (void)bias.gradient_mode();
+    return weight.gradient_mode();
+  }
+  weight.settle_gradient();
+  bias.settle_gradient();
+  return GradientMode::add;
+}
 
 /// A run of rows of an official tensor and where the first of them lies in the stored one.
 struct RowBlock {
@@ -472,6 +507,20 @@ auto prefixed(std::string prefix, F& f) {
   };
 }
 
+/// Elements [begin, end) of a flat array.
+struct ElementRun {
+  Index begin = 0, end = 0;
+};
+
+/// Sets runs of an array to zero: on a GPU (defined in nn/parameter.cuh) by one launch.
+template <class R>
+void zero_runs(const View<R, 1, cpu>& array, const View<const ElementRun, 1, cpu>& runs) {
+  for (Index i = 0; i < runs.size(); ++i)
+    fill_elements(cpu{}, array.data() + runs(i).begin, runs(i).end - runs(i).begin, R{});
+}
+template <class R>
+void zero_runs(const View<R, 1, cuda>& array, const View<const ElementRun, 1, cuda>& runs);
+
 /// All parameters of a module in one dense array of values and one of gradients, each parameter aligned to 64 bytes,
 /// what lies between them zero: for the optimizer, the global norm, checkpoints and all-reduce. T is the type of
 /// activations; with a 16-bit one, values and gradients are float and a third array of the same layout holds the
@@ -486,6 +535,7 @@ struct FlatParameters {
   std::vector<Segment> segments;
   Index size = 0;
   std::shared_ptr<Tensor<R, 1, DeviceType>> value_memory, gradient_memory;
+  std::shared_ptr<Tensor<ElementRun, 1, DeviceType>> added_memory;  // gradients not written whole, with the gradients
   std::shared_ptr<Tensor<T, 1, DeviceType>> shadow_memory;
 
   /// The masters. Absent once they were released.
@@ -555,8 +605,33 @@ void bind_gradients(ModuleType& module, FlatParameters<T, DeviceType>& flat) {
           "bind_gradients: the masters were released for inference; the module cannot be "
           "trained any more");
   flat.gradient_memory = std::make_shared<Tensor<accumulate_t<T>, 1, DeviceType>>(Extents<1>(flat.size));
-  for (std::size_t i = 0; i < parameters.size(); ++i)
-    parameters[i]->bind_gradient(flat.gradient_memory->data() + flat.segments[i].offset, flat.gradient_memory);
+  std::vector<ElementRun> runs;
+  for (std::size_t i = 0; i < parameters.size(); ++i) {
+    const auto& segment = flat.segments[i];
+    parameters[i]->bind_gradient(flat.gradient_memory->data() + segment.offset, flat.gradient_memory);
+    if (parameters[i]->written_whole()) continue;
+    const bool follows = i > 0 && !runs.empty() && !parameters[i - 1]->written_whole();
+    if (follows)
+      runs.back().end = segment.offset + segment.size;
+    else
+      runs.push_back({segment.offset, segment.offset + segment.size});
+  }
+  flat.added_memory = std::make_shared<Tensor<ElementRun, 1, DeviceType>>(
+      Tensor<ElementRun, 1, DeviceType>::uninitialized(Extents<1>(static_cast<Index>(runs.size()))));
+  copy_elements(DeviceType{}, runs.data(), flat.added_memory->data(), flat.added_memory->size());
+}
+
+/// Makes all gradients of a module that has some zero; those that are written as a whole by word alone, so that a
+/// backward pass and settle_gradients must follow before anyone else reads them.
+template <class ModuleType, class T, Device DeviceType>
+void discard_gradients(ModuleType& module, FlatParameters<T, DeviceType>& flat) {
+  for (auto* parameter : detail::stored_parameters(module))
+    if (parameter->written_whole()) parameter->discard_gradient();
+  zero_runs(flat.gradients(), View<const ElementRun, 1, DeviceType>(flat.added_memory->view()));
+}
+template <class ModuleType>
+void settle_gradients(ModuleType& module) {
+  for (auto* parameter : detail::stored_parameters(module)) parameter->settle_gradient();
 }
 
 /// For a model that only infers: gives up gradients, and the masters of all parameters that have a 16-bit shadow.
@@ -567,6 +642,7 @@ void release_masters(ModuleType& module, FlatParameters<T, DeviceType>& flat) {
     for (auto* parameter : detail::stored_parameters(module)) parameter->release_masters();
     flat.value_memory.reset();
     flat.gradient_memory.reset();
+    flat.added_memory.reset();
   }
 }
 

@@ -53,6 +53,8 @@ class PathsAsOne {
   explicit PathsAsOne(const typename MixerType::Options& options)
       : inner_(options, 2), width_(width_of(inner_)), weight_(Extents{Index{2}, inner_.d_model(), width_}) {
     if (inner_.bias()) bias_ = Parameter<R, 2, D>(Extents{Index{2}, inner_.d_model()}, Decay::no);
+    weight_.set_written_whole();
+    bias_.set_written_whole();
   }
 
   Index d_model() const { return inner_.d_model(); }
@@ -87,7 +89,7 @@ class PathsAsOne {
   Tensor<T, 3, D> difference(const View<const T, 3, D>& x, State& state) const {
     return project(inner_.forward(x, &state), *state.folded);
   }
-  /// dx; adds dL/dlambda to dlambda and the gradients of the weights to theirs.
+  /// dx; adds the gradients of the weights to theirs, and dL/dlambda to dlambda, which is zero before.
   Tensor<T, 3, D> difference_backward(const View<const T, 3, D>& dout, const View<const R, 1, D>& lambda, double scale,
                                       Saved& saved, const View<R, 1, D>& dlambda) {
     require(bool(saved.x), "backward without a forward before it; every Saved serves once");
@@ -107,9 +109,10 @@ class PathsAsOne {
           linear::backward(inputs(gated, folded), dout_rows.view(),
                            linear::GradientViews<T, D>{.dweight = dweight, .dbias = dbias});
           Workspace<D> workspace(fold_difference::workspace_bytes(in));
+          const GradientMode mode = gradient_mode(weight_, bias_);
           fold_difference::backward(in, options, {.dweight = dweight.view(), .dbias = std::as_const(dbias).view()},
                                     {.dweight = weight_.gradient(), .dbias = bias_.gradient(), .dlambda = dlambda},
-                                    workspace, GradientMode::add);
+                                    workspace, mode);
         });
   }
 

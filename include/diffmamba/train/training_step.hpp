@@ -12,6 +12,7 @@
 #include <utility>  // std::pair
 #include <vector>   // std::vector
 
+#include "diffmamba/core/gradient_mode.hpp"
 #include "diffmamba/data/batches.hpp"
 #include "diffmamba/device/event.hpp"
 #include "diffmamba/device/graph.hpp"
@@ -99,14 +100,12 @@ class TrainingStep<Model, cpu> {
   /// One of the batches of a step.
   void add(const Batch& batch) {
     detail::require_room(options_, added_);
-    if (added_ == 0) {
-      model_->zero_gradients();
-      loss_ = 0;
-    }
+    if (added_ == 0) loss_ = 0;
     const auto number = static_cast<std::uint64_t>(optimizer_->steps() * options_.accumulate + added_);
-    const double loss = model_->forward_backward(
-        batch.inputs, batch.targets,
-        {.scale = 1.0 / static_cast<double>(options_.accumulate), .dropout = Philox{options_.seed}.child(number)});
+    const double loss = model_->forward_backward(batch.inputs, batch.targets,
+                                                 {.scale = 1.0 / static_cast<double>(options_.accumulate),
+                                                  .dropout = Philox{options_.seed}.child(number),
+                                                  .gradients = added_ == 0 ? GradientMode::assign : GradientMode::add});
     if (!std::isfinite(loss)) not_finite("the loss", model_->first_not_finite(batch.inputs));
     loss_ += loss / static_cast<double>(options_.accumulate);
     ++added_;
@@ -140,10 +139,11 @@ class TrainingStep<Model, cpu> {
   StepResult last_;
 };
 
-/// On a GPU: for each shape of a batch the launches of forward and backward are recorded into a graph, those of norm,
-/// clipping and AdamW into another, and from the second step on they are replayed. Tokens, the learning rate and the
-/// numbers of step and batch go through pinned memory, in two sets, so that the host prepares a step while another one
-/// runs; loss and norm come back the same way.
+/// On a GPU: for each shape of a batch the launches of a step, from the embedding to AdamW, are recorded into one
+/// graph, and from the second step on it is replayed. With several batches a step those of forward and backward are one
+/// graph (for the first batch, which assigns gradients, another one), and those of norm, clipping and AdamW one more.
+/// Tokens, the learning rate and the numbers of step and batch go through pinned memory, in two sets, so that the host
+/// prepares a step while another one runs; loss and norm come back the same way.
 template <class Model>
 class TrainingStep<Model, cuda> {
  public:
@@ -155,13 +155,12 @@ class TrainingStep<Model, cuda> {
         optimizer_(&optimizer),
         options_(options),
         stream_(cuda_runtime::current_stream().device),
-        loss_({1}),
         losses_({options.accumulate}),
         number_(Tensor<std::uint64_t, 1, cuda>::uninitialized({1})),
         scalars_(Tensor<StepScalars, 1, cuda>::uninitialized({1})),
         outcome_(Tensor<StepOutcome, 1, cuda>::uninitialized({1})) {
     detail::check(options);
-    forget_errors();
+    set_outcome({});
     for (Slot& slot : slots_) slot.batches.resize(static_cast<std::size_t>(options.accumulate));
   }
   TrainingStep(const TrainingStep&) = delete;
@@ -179,40 +178,27 @@ class TrainingStep<Model, cuda> {
     return update(lr);
   }
 
-  /// One of the batches of a step. Throws Error for tokens out of range.
+  /// One of the batches of a step; launched here, or if it is the only one by update. Throws Error for tokens out of
+  /// range.
   void add(const Batch& batch) {
     detail::require_room(options_, added_);
     model_->check_batch(batch.inputs, batch.targets);
-    const cuda_runtime::Stream callers = cuda_runtime::current_stream();
-    cuda_runtime::order(callers, stream_);
-    const cuda_runtime::StreamScope on(stream_);
-    auto& staged = slots_[now_].batches[static_cast<std::size_t>(added_)];
+    Staged& staged = slots_[now_].batches[static_cast<std::size_t>(added_)];
     staged.take(batch, static_cast<std::uint64_t>(optimizer_->steps() * options_.accumulate + added_));
-    Shape& shape = shapes_[{batch.inputs.extent(0), batch.inputs.extent(1)}];
-    run(staged, shape, added_ == 0);
-    cuda_runtime::copy_bytes_async(loss_.data(), losses_.data() + added_, sizeof(R));
+    if (!one_graph()) on_stream([&] { launch_batch(staged, added_); });
     ++added_;
-    cuda_runtime::order(stream_, callers);
   }
   /// Launches the step and returns what the one before it has found out. Throws Error if that was not finite.
   StepResult update(double lr) {
     detail::require_all(options_, added_);
     added_ = 0;
-    const cuda_runtime::Stream callers = cuda_runtime::current_stream();
     Slot& slot = slots_[now_];
-    {
-      const cuda_runtime::StreamScope on(stream_);
-      slot.scalars[0] = optimizer_->scalars(lr, 1.0, options_.clip);
-      slot.scalars.upload(scalars_.data(), 1);
-      const auto work = [this] {
-        optimizer_->launch(*model_, View<const StepScalars, 1, cuda>(scalars_.view()), outcome_.view(),
-                           View<const R, 1, cuda>(losses_.view()));
-      };
-      run(update_, work);
+    slot.scalars[0] = optimizer_->scalars(lr, 1.0, options_.clip);
+    on_stream([&] {
+      launch_update(slot);
       slot.outcome.download(outcome_.data(), 1);
       slot.done.record();
-    }
-    cuda_runtime::order(stream_, callers);
+    });
     optimizer_->set_steps(optimizer_->steps() + 1);
     slot.step = optimizer_->steps();
     slot.known = false;
@@ -222,14 +208,23 @@ class TrainingStep<Model, cuda> {
   /// Waits for the last step and returns what it has found out.
   StepResult finish() { return result_of(slots_[1 - now_]); }
 
-  /// Does what a first step would do besides the step: loads kernels, takes memory, records the graph of batches of
-  /// this shape. Changes neither parameters nor optimizer. Returns the seconds it took.
+  /// Does what a first step would do besides the step: loads kernels, takes memory, records the graphs of batches of
+  /// this shape and runs them. Changes neither parameters nor optimizer. Returns the seconds it took.
   double warm_up(const Batch& batch) {
     require(added_ == 0, "training: warm_up between the batches of a step");
     const auto begin = std::chrono::steady_clock::now();
-    for (added_ = 0; added_ < options_.accumulate;) add(batch);
-    added_ = 0;
-    cuda_runtime::synchronize<>(stream_);
+    (void)finish();
+    const StepOutcome nothing_is_updated{.bad = 1};
+    set_outcome(nothing_is_updated);
+    Slot& slot = slots_[now_];
+    slot.scalars[0] = optimizer_->scalars(0.0, 1.0, options_.clip);
+    for (int time = 0; time < 2; ++time) {  // launched and recorded, then replayed
+      for (added_ = 0; added_ < options_.accumulate;) add(batch);
+      added_ = 0;
+      on_stream([&] { launch_update(slot); });
+      cuda_runtime::synchronize<>(stream_);
+    }
+    set_outcome({});
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   }
 
@@ -260,27 +255,25 @@ class TrainingStep<Model, cuda> {
     Index step = 0;
     bool known = true;  // the outcome has been looked at
   };
-  /// A shape of batches: their place on the GPU, and the launches of the first batch of a step and of those after it.
+  /// A shape of batches: their place on the GPU, and its graphs.
   struct Shape {
     Tensor<std::int32_t, 2, cuda> inputs, targets;
-    cuda_runtime::Graph<> first, more;
+    cuda_runtime::Graph<> step;         // with one batch a step all of it, else
+    cuda_runtime::Graph<> first, more;  // forward and backward of the first batch of a step, and of those after it
   };
 
-  // Forward and backward of a batch.
-  void run(const Staged& staged, Shape& shape, bool first) {
-    if (!shape.inputs) {
-      shape.inputs = Tensor<std::int32_t, 2, cuda>::uninitialized(staged.extents);
-      shape.targets = Tensor<std::int32_t, 2, cuda>::uninitialized(staged.extents);
+  bool one_graph() const { return options_.accumulate == 1; }
+
+  // Work on the stream of this training, in order with the caller's.
+  template <class Work>
+  void on_stream(const Work& work) {
+    const cuda_runtime::Stream callers = cuda_runtime::current_stream();
+    cuda_runtime::order(callers, stream_);
+    {
+      const cuda_runtime::StreamScope on(stream_);
+      work();
     }
-    staged.inputs.upload(shape.inputs.data(), staged.extents.size());
-    staged.targets.upload(shape.targets.data(), staged.extents.size());
-    staged.number.upload(number_.data(), 1);
-    run(first ? shape.first : shape.more, [this, &shape, first] {
-      if (first) model_->zero_gradients();
-      model_->forward_backward_on_device(shape.inputs, shape.targets, loss_.view(),
-                                         {.scale = 1.0 / static_cast<double>(options_.accumulate),
-                                          .dropout = StepRandom(Philox{options_.seed}, number_.data())});
-    });
+    cuda_runtime::order(stream_, callers);
   }
   // The first time as it is, then recorded, from then on replayed.
   template <class Work>
@@ -291,6 +284,49 @@ class TrainingStep<Model, cuda> {
       work();
       graph = cuda_runtime::Graph<>(work, cuda_runtime::WarmUp::no);
     }
+  }
+
+  /// Tokens and number of a batch to the GPU.
+  Shape& upload(const Staged& staged) {
+    Shape& shape = shapes_[{staged.extents[0], staged.extents[1]}];
+    if (!shape.inputs) {
+      shape.inputs = Tensor<std::int32_t, 2, cuda>::uninitialized(staged.extents);
+      shape.targets = Tensor<std::int32_t, 2, cuda>::uninitialized(staged.extents);
+    }
+    staged.inputs.upload(shape.inputs.data(), staged.extents.size());
+    staged.targets.upload(shape.targets.data(), staged.extents.size());
+    staged.number.upload(number_.data(), 1);
+    return shape;
+  }
+  // The loss goes to the first of `losses`.
+  void forward_backward(const Shape& shape, bool first) {
+    model_->forward_backward_on_device(shape.inputs, shape.targets, losses_.template slice<0>(0, 1),
+                                       {.scale = 1.0 / static_cast<double>(options_.accumulate),
+                                        .dropout = StepRandom(Philox{options_.seed}, number_.data()),
+                                        .gradients = first ? GradientMode::assign : GradientMode::add});
+  }
+  /// Norm, clipping and AdamW.
+  void end_step() {
+    optimizer_->launch(*model_, View<const StepScalars, 1, cuda>(scalars_.view()), outcome_.view(),
+                       View<const R, 1, cuda>(losses_.view()));
+  }
+  /// Forward and backward of batch number `at` of several. The next one's loss takes the place of this one's, which is
+  /// kept further back.
+  void launch_batch(const Staged& staged, Index at) {
+    Shape& shape = upload(staged);
+    run(at == 0 ? shape.first : shape.more, [this, &shape, at] { forward_backward(shape, at == 0); });
+    if (at + 1 < options_.accumulate)
+      cuda_runtime::copy_bytes_async(losses_.data(), losses_.data() + options_.accumulate - 1 - at, sizeof(R));
+  }
+  /// The end of a step, and where it is of one batch the beginning.
+  void launch_update(Slot& slot) {
+    slot.scalars.upload(scalars_.data(), 1);
+    if (!one_graph()) return run(update_, [this] { end_step(); });
+    Shape& shape = upload(slot.batches[0]);
+    run(shape.step, [this, &shape] {
+      forward_backward(shape, true);
+      end_step();
+    });
   }
 
   StepResult result_of(Slot& slot) {
@@ -307,13 +343,12 @@ class TrainingStep<Model, cuda> {
 
   // Something in that step was not finite: goes back to where it began, finds what it was and throws.
   [[noreturn]] void recover(Slot& slot) {
-    const cuda_runtime::Stream callers = cuda_runtime::current_stream();
     cuda_runtime::synchronize<>(stream_);
     const Index step = slot.step;
     const bool loss_is_bad = !std::isfinite(slot.outcome[0].loss);
     optimizer_->set_steps(step - 1);
     added_ = 0;
-    forget_errors();
+    set_outcome({});
     for (Slot& each : slots_) {
       each.step = 0;
       each.known = true;
@@ -324,25 +359,21 @@ class TrainingStep<Model, cuda> {
       where = model_->first_not_finite(View<const std::int32_t, 2>(staged.inputs.data(), staged.extents));
     }
     if (!loss_is_bad) {  // the gradients may be those of a later step by now
-      const cuda_runtime::StreamScope on(stream_);
-      for (std::size_t i = 0; i < slot.batches.size(); ++i)
-        run(slot.batches[i], shapes_.at({slot.batches[i].extents[0], slot.batches[i].extents[1]}), i == 0);
-      cuda_runtime::order(stream_, callers);
+      on_stream([&] {
+        for (std::size_t i = 0; i < slot.batches.size(); ++i) forward_backward(upload(slot.batches[i]), i == 0);
+      });
       cuda_runtime::synchronize<>(stream_);
       where = model_->first_gradient_not_finite();
     }
     detail::not_finite(loss_is_bad ? "the loss" : "the gradient", step, where);
   }
-  void forget_errors() {
-    const StepOutcome nothing;
-    copy_elements(cuda{}, &nothing, outcome_.data(), 1);
-  }
+  void set_outcome(const StepOutcome& outcome) { copy_elements(cuda{}, &outcome, outcome_.data(), 1); }
 
   Model* model_;
   AdamW<R, cuda>* optimizer_;
   TrainingStepOptions options_;
   cuda_runtime::OwnedStream<> stream_;  // its memory is the graphs'
-  Tensor<R, 1, cuda> loss_, losses_;    // of a batch, of the batches of a step
+  Tensor<R, 1, cuda> losses_;           // of the batches of a step
   Tensor<std::uint64_t, 1, cuda> number_;
   Tensor<StepScalars, 1, cuda> scalars_;
   Tensor<StepOutcome, 1, cuda> outcome_;
