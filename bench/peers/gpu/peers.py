@@ -2,127 +2,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """The official packages beside our benchmarks on one GPU, one after the other in one run.
 
-    python bench/peers/gpu/peers.py --ours FOLDER [--sources FOLDER] [--build] [--only WORD]
+    python bench/peers/gpu/peers.py --ours FOLDER [--sources FOLDER] [--only WORD] [--json] [WHAT...]
 
-FOLDER of --ours holds our bench_gpu_* programs. --sources (.peers/src, which git ignores) holds checkouts of
-state-spaces/mamba and Dao-AILab/causal-conv1d under the names mamba and causal-conv1d; --build compiles their CUDA
-extensions for this GPU into .peers/extensions. Without them the
-Triton kernels alone are timed. Every peer is timed eagerly, as its users call it, and as a replayed CUDA graph, which is
-the GPU's time alone; ours are graph replays. Prints a table, and with --json one object per line.
+FOLDER of --ours holds our bench_gpu_* programs; packages.py says what --sources holds. WHAT is operators, blocks,
+training_step or decoding; without one all are done. Every peer is timed eagerly, as its users call it, and as a replayed
+CUDA graph, which is the GPU's time alone; ours are graph replays. Prints a table, and with --json one object per line.
 """
 import argparse
-import glob
-import importlib
-import json
-import os
-import statistics
-import subprocess
 import sys
-import types
 
+import models
 import torch
-
-BF16 = torch.bfloat16
-
-
-def parse():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ours", required=True)
-    parser.add_argument("--sources", default=".peers/src")
-    parser.add_argument("--build", action="store_true")
-    parser.add_argument("--only", default="")
-    parser.add_argument("--json", action="store_true")
-    return parser.parse_args()
-
-
-# --- The packages -----------------------------------------------------------------------------------------------------
-
-
-def extension(name, folder, files, include):
-    """Compiles and imports a CUDA extension, for this GPU only."""
-    from torch.utils import cpp_extension
-
-    major, minor = torch.cuda.get_device_capability()
-    os.environ["TORCH_CUDA_ARCH_LIST"] = f"{major}.{minor}"
-    where = os.path.abspath(".peers/extensions/" + name)
-    os.makedirs(where, exist_ok=True)
-    flags = ["-O3", "-std=c++17", "--use_fast_math", "-U__CUDA_NO_HALF_OPERATORS__", "-U__CUDA_NO_HALF_CONVERSIONS__",
-             "-U__CUDA_NO_BFLOAT16_OPERATORS__", "-U__CUDA_NO_BFLOAT16_CONVERSIONS__", "--expt-relaxed-constexpr",
-             "--expt-extended-lambda"]
-    sources = sorted(path for pattern in files for path in glob.glob(os.path.join(folder, pattern)))
-    sys.modules[name] = cpp_extension.load(name, sources, extra_cflags=["-O3", "-std=c++17"], extra_cuda_cflags=flags,
-                                           extra_include_paths=[os.path.join(folder, include)], build_directory=where)
-
-
-def load_packages(sources, build):
-    """Which of the packages can be used: {"conv", "scan", "triton"}."""
-    found = set()
-    mamba, conv = os.path.join(sources, "mamba"), os.path.join(sources, "causal-conv1d")
-    for folder in (mamba, conv):
-        sys.path.insert(0, folder)
-    for name, folder, kind in (("causal_conv1d_cuda", conv, "conv"), ("selective_scan_cuda", mamba, "scan")):
-        try:
-            if build:
-                extension(name, folder, ["csrc/*.cpp", "csrc/*.cu", "csrc/selective_scan/*.cpp",
-                                         "csrc/selective_scan/*.cu"], "csrc" if kind == "conv" else "csrc/selective_scan")
-            importlib.import_module(name)
-            found.add(kind)
-        except Exception as error:  # then the Triton kernels alone
-            print(f"{name}: {error}", file=sys.stderr)
-            sys.modules[name] = types.ModuleType(name)
-    try:
-        # The package's own __init__ imports models that need more than is here.
-        package = types.ModuleType("mamba_ssm")
-        package.__path__ = [os.path.join(mamba, "mamba_ssm")]
-        sys.modules["mamba_ssm"] = package
-        importlib.import_module("mamba_ssm.ops.triton.ssd_combined")
-        found.add("triton")
-    except Exception as error:
-        print(f"mamba_ssm: {error}", file=sys.stderr)
-    return found
-
-
-# --- Times ------------------------------------------------------------------------------------------------------------
-
-
-def median_ms(run, budget=0.2):
-    times, begin, end = [], torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    while len(times) < 10 or (sum(times) < 1e3 * budget and len(times) < 300):
-        begin.record()
-        run()
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end))
-    return statistics.median(times)
-
-
-def times_of(make, sets=3):
-    """make(seed) gives a callable over its own tensors; several sets together do not fit the cache."""
-    calls = [make(seed) for seed in range(sets)]
-
-    def all_of_them():
-        for call in calls:
-            call()
-
-    for _ in range(3):
-        all_of_them()
-    torch.cuda.synchronize()
-    eager = median_ms(all_of_them) / sets
-    try:
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            all_of_them()
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            all_of_them()
-        graph.replay()
-        return eager, median_ms(graph.replay) / sets
-    except Exception as error:
-        print(f"no graph: {error}", file=sys.stderr)
-        torch.cuda.synchronize()
-        return eager, None
+from packages import BF16, Table, eager_and_graphed, load, short_autotuning
 
 
 def tensor(*shape, dtype=BF16, scale=1.0, shift=0.0, grad=True):
@@ -131,10 +22,11 @@ def tensor(*shape, dtype=BF16, scale=1.0, shift=0.0, grad=True):
 
 def both(forward, inputs, out_like):
     """Forward and backward for a random gradient of the output."""
-    dout = torch.randn_like(out_like)
+    outputs = out_like if isinstance(out_like, tuple) else (out_like,)
+    douts = tuple(torch.randn_like(out) for out in outputs)
 
     def run():
-        torch.autograd.grad(forward(), inputs, dout)
+        torch.autograd.grad(forward(), inputs, douts)
 
     return run
 
@@ -148,7 +40,7 @@ def cases(found):
             torch.manual_seed(seed)
             forward, inputs = forward_and_inputs()
             if backward:
-                return both(forward, inputs, forward().detach())
+                return both(forward, inputs, forward())
 
             def run():
                 with torch.no_grad():
@@ -186,6 +78,22 @@ def cases(found):
 
             yield case(f"gated_rms_norm forward 16384 x {width}", "norms", gated_norm, False)
             yield case(f"gated_rms_norm forward + backward 16384 x {width}", "norms", gated_norm, True)
+        from mamba_ssm.ops.triton.layer_norm import rms_norm_fn
+
+        for width in (1024, 2048):
+            def norm(width=width):
+                x, weight = tensor(16384, width), torch.ones(width, device="cuda").requires_grad_()
+                return (lambda: rms_norm_fn(x, weight, None, eps=1e-5)), (x, weight)
+
+            def add_norm(width=width):
+                x, weight = tensor(16384, width), torch.ones(width, device="cuda").requires_grad_()
+                residual = tensor(16384, width, dtype=torch.float32)
+                return (lambda: rms_norm_fn(x, weight, None, residual=residual, eps=1e-5, prenorm=True,
+                                            residual_in_fp32=True)), (x, weight, residual)
+
+            for kind, make in (("rms_norm", norm), ("add + rms_norm", add_norm)):
+                yield case(f"{kind} forward 16384 x {width}", "norms", make, False)
+                yield case(f"{kind} forward + backward 16384 x {width}", "norms", make, True)
     if "scan" in found:
         from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 
@@ -220,51 +128,55 @@ def cases(found):
             yield case(f"forward + backward 8 x 2048 x {channels} bfloat16", "causal_conv1d", conv, True)
 
 
-def ours(folder, bench):
-    """{case: ms} of one of our programs. forward + backward is the sum where a program times them apart."""
-    program = os.path.join(folder, "bench_gpu_" + bench.split()[0])
-    result = {}
-    if os.path.exists(program):
-        output = subprocess.run([program, "--json"], capture_output=True, text=True, timeout=300).stdout
-        for line in output.splitlines():
-            if line.startswith("{"):
-                record = json.loads(line)
-                result[record["case"]] = record["ms"]
-    for name in list(result):
-        if "backward" in name and "forward" not in name:
-            apart = name.replace("backward", "forward")
-            if apart in result:
-                result[name.replace("backward", "forward + backward")] = result[apart] + result[name]
-    return result
-
-
-def main():
-    arguments = parse()
-    found = load_packages(arguments.sources, arguments.build)
-    if not arguments.json:
-        print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, peers: {' '.join(sorted(found))}")
-        print(f"{'case':64} {'ours ms':>9} {'peer ms':>9} {'eager ms':>9} {'x peer':>7}", flush=True)
-    mine = {}
+def operators(table, found):
+    sets = 3  # together they do not fit the cache
+    best = {}
     for name, bench, make in cases(found):
-        if arguments.only and arguments.only not in bench + " " + name:
+        bench, case = bench.split()[0], name.split(" (")[0]
+        if not table.wants(bench, name):
             continue
-        if bench not in mine:
-            mine[bench] = ours(arguments.ours, bench)
         try:
-            eager, graphed = times_of(make)
+            calls = [make(seed) for seed in range(sets)]
+
+            def all_of_them():
+                for call in calls:
+                    call()
+
+            eager, graphed = eager_and_graphed(all_of_them, sets)
         except Exception as error:
             print(f"{bench}, {name}: {error}", file=sys.stderr)
             continue
         finally:
+            calls = None
             torch.cuda.empty_cache()
-        our = mine[bench].get(name.split(" (")[0])
-        if arguments.json:
-            record = {"bench": bench, "case": name, "ours_ms": our, "peer_ms": graphed, "peer_eager_ms": eager}
-            print(json.dumps(record), flush=True)
-        else:
-            cells = [f"{value:9.4f}" if value else " " * 9 for value in (our, graphed, eager)]
-            ratio = f"{(graphed or eager) / our:7.2f}" if our else ""
-            print(f"{(bench.split()[0] + ' ' + name):64} {' '.join(cells)} {ratio}", flush=True)
+        if " (" in name:  # one of several chunks: the peer's best counts
+            before = best.get((bench, case))
+            best[bench, case] = (eager, graphed)
+            if before is None:
+                continue
+            eager, graphed = min(before, (eager, graphed), key=lambda times: times[1] or times[0])
+        table.line(bench, case, eager, graphed)
+
+
+def main():
+    what = {"operators": operators, "blocks": models.blocks, "training_step": models.training_step,
+            "decoding": models.decoding}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ours", required=True)
+    parser.add_argument("--sources", default=".peers/src")
+    parser.add_argument("--only", default="")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("what", nargs="*", metavar="WHAT")
+    arguments = parser.parse_args()
+    for name in arguments.what:
+        if name not in what:
+            parser.error(f"{name} is none of {', '.join(what)}")
+    found = load(arguments.sources)
+    short_autotuning()
+    table = Table(arguments.ours, arguments.json, arguments.only)
+    table.title(found)
+    for name in arguments.what or what:
+        what[name](table, found)
 
 
 if __name__ == "__main__":
