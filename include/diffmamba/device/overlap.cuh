@@ -35,6 +35,10 @@ __device__ inline void prefetch_to_l2(const void* address, unsigned bytes) {
                : "memory");
 #endif
 }
+/// The same for the line of one address, of any alignment; any thread may ask.
+__device__ inline void touch(const void* address) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(__cvta_generic_to_global(address)));
+}
 
 /// kernel<<<grid, block, shared bytes, stream>>>(arguments...), overlapping with the kernel before it where the GPU
 /// can.

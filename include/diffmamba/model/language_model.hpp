@@ -325,6 +325,7 @@ class LanguageModel : public Module<LanguageModel<DeviceType, Compute, Param, Mi
     const Index batch = tokens.extent(0), length = tokens.extent(1);
     require(batch == state.batch(), "model: ", batch, " rows of tokens for a state of ", state.batch(), " sequences");
     if (batch == 0 || length == 0) return;
+    if (length == 1) return decode(tokens, state);
     auto hidden = embed(tokens);
     auto residual = Tensor<R, 3, D>::uninitialized(hidden.extents());
     for (std::size_t i = 0; i < blocks_.size(); ++i)
@@ -450,6 +451,23 @@ class LanguageModel : public Module<LanguageModel<DeviceType, Compute, Param, Mi
     if constexpr (place + 1 < std::variant_size_v<AnyBlock>)
       if (self.blocks_[layer].index() != place) return dispatch<place + 1>(self, layer, f);
     return f.template operator()<place>(std::get<place>(self.blocks_[layer]));
+  }
+
+  /// One token of each sequence. The residual stream goes back and forth between two places.
+  void decode(const DeviceTokens& tokens, State& state) const {
+    Hidden<T, D> hidden{embed(tokens)};
+    auto residual = Tensor<R, 3, D>::uninitialized(hidden.rows.extents());
+    auto other = Tensor<R, 3, D>::uninitialized(hidden.rows.extents());
+    for (std::size_t i = 0; i < blocks_.size(); ++i) {
+      hidden = with_block(i, [&]<std::size_t place>(const auto& block) {
+        const View<const R, 3, D> before = i == 0 ? View<const R, 3, D>{} : View<const R, 3, D>(residual.view());
+        return block.decode(std::move(hidden), before, other.view(), std::get<place>(state.layers[i]));
+      });
+      std::swap(residual, other);
+    }
+    const auto last = norm_f_.forward(settled(std::move(hidden)), std::as_const(residual).view(), {});
+    linear::forward(linear::Inputs<T, D>{.x = as_rows(last), .weight = head()}, state.logits.view());
+    ++state.position;
   }
 
   View<const T, 2, D> head() const { return lm_head_ ? lm_head_.value() : embedding_.value(); }

@@ -2,6 +2,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <optional>  // std::optional
+
+#include "diffmamba/nn/decoding.hpp"
 #include "diffmamba/nn/linear_layer.hpp"  // fill_ones
 #include "diffmamba/ops/layer_norm/layer_norm_backward.hpp"
 #include "diffmamba/ops/layer_norm/layer_norm_forward.hpp"
@@ -58,6 +61,16 @@ class AddNorm : public Module<AddNorm<T, DeviceType>> {
   Tensor<T, 3, D> forward(const View<const T, 3, D>& hidden, const View<const R, 3, D>& residual,
                           const View<R, 3, D>& residual_out) const {
     return run(hidden, residual, residual_out, nullptr);
+  }
+  /// The same for one token, as the beginning of the product behind it. LayerNorm has no such form: nothing.
+  std::optional<normed_linear::Source<T, D>> source(const Hidden<T, D>& hidden, const View<const R, 3, D>& residual,
+                                                    const View<R, 3, D>& residual_out) const {
+    if (kind_ != NormKind::rms_norm) return std::nullopt;
+    return normed_linear::Source<T, D>{.x = as_rows(hidden.rows),
+                                       .before = hidden.due,
+                                       .residual = residual ? as_rows(residual) : View<const R, 2, D>{},
+                                       .residual_out = as_rows(residual_out),
+                                       .norm = {.weight = weight_.value(), .eps = eps_}};
   }
   /// From dL/d(out) and dL/d(residual_out), which is absent where nothing uses the sum: dresidual, which may be the
   /// memory of dresidual_out, becomes dL/d(hidden) = dL/d(residual), and with 16-bit activations `dhidden`, which may

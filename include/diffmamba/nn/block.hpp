@@ -95,6 +95,17 @@ class Block : public Module<Block<MixerType>> {
                           bool first = false) const {
     return mixer_.prefill(add_norm(hidden, residual, first), state);
   }
+  /// One token of each sequence, from what the block before left to what this one leaves. residual (batch, 1, d_model)
+  /// is absent in the first block; residual_out, other memory, is written.
+  Hidden<T, D> decode(Hidden<T, D> hidden, const View<const R, 3, D>& residual, const View<R, 3, D>& residual_out,
+                      State& state) const {
+    if constexpr (requires(const normed_linear::Source<T, D>& source) { mixer_.decode(source, state); }) {
+      if (const auto source = norm_.source(hidden, residual, residual_out))
+        if (auto out = mixer_.decode(*source, state); out.rows) return out;
+    }
+    const auto rows = settled(std::move(hidden));
+    return {mixer_.prefill(norm_.forward(rows, residual, residual_out), state)};
+  }
   State make_state(Index batch) const { return mixer_.make_state(batch); }
 
   template <class Self, class F>

@@ -181,6 +181,17 @@ class Differential : public Module<Differential<MixerType>> {
     return to_tensor(out.reshape(Extents{x.extent(0), x.extent(1)}));
   }
 
+  Hidden<T, D> decode(const normed_linear::Source<T, D>& source, State& state) const {
+    Hidden<T, D> out;
+    if constexpr (Paths::as_one) {
+      if (norm_before()) return out;
+      out.rows = paths_.decode(source, state);
+      if (out.rows && norm_after())
+        out.due = {.weight = subln_weight_.value(), .eps = options_.eps, .scale = lambda_.scale()};
+    }
+    return out;
+  }
+
   template <class Self, class F>
   static void parameters(Self& self, F&& f) {
     Paths::parameters(self.paths_, f);

@@ -60,6 +60,10 @@ class Mamba2Inner {
     const auto dzxbcdt = core_.backward(w, dgated, saved, g, gated);
     return core_.project_backward(w, x, dzxbcdt, g, mode);
   }
+  Tensor<T, 3, D> decode(const normed_linear::Source<T, D>& source, const View<const T, 2, D>& out_weight,
+                         const View<const R, 1, D>& out_bias, State& state) const {
+    return core_.decode(weights(*this), source, out_weight, out_bias, state);
+  }
   State make_state(Index batch) const { return core_.make_state(weights(*this), batch); }
 
   /// As the official module: torch's defaults for the projections and the convolution, A uniform in A_init_range, dt

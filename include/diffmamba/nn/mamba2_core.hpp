@@ -6,6 +6,7 @@
 #include <limits>  // std::numeric_limits
 #include <memory>  // std::shared_ptr
 
+#include "diffmamba/nn/decoding.hpp"
 #include "diffmamba/nn/linear_layer.hpp"  // as_rows
 #include "diffmamba/nn/scan_parts.hpp"    // negative_exp, remember_inputs
 #include "diffmamba/ops/causal_conv1d/causal_conv1d_backward.hpp"
@@ -208,6 +209,43 @@ class Mamba2Core {
     return out;
   }
 
+  /// One token of each sequence, the norm before it and the output projection included, in three launches: the input
+  /// projection with the norm and the convolution, the scan with its gate, the output projection with the gated norm.
+  /// Nothing where that is not offered.
+  Tensor<T, 3, D> decode(const Weights& w, const normed_linear::Source<T, D>& source,
+                         const View<const T, 2, D>& out_weight, const View<const R, 1, D>& out_bias,
+                         State& state) const {
+    if constexpr (std::is_same_v<D, cuda> && std::is_same_v<T, bfloat16>) {
+      const auto& s = sizes_;
+      const Index batch = source.x.extent(0), one = 1;
+      if (!w.norm_weight || options_.norm_before_gate || s.d_mlp > 0) return {};
+      check(state, batch);
+      auto zxbcdt = Tensor<T, 3, D>::uninitialized(Extents{batch, one, s.paths * s.d_in_proj()});
+      auto gated = Tensor<T, 3, D>::uninitialized(Extents{batch, one, s.paths * s.d_ssm});
+      const normed_linear::Inputs<T, D> first{
+          .source = source,
+          .weight = w.in_proj_weight,
+          .bias = w.in_proj_bias,
+          .convolution = {s.paths * s.d_ssm, w.conv_weight, w.conv_bias, state.conv_state.view()}};
+      const normed_linear::Inputs<T, D> last{.source = {.x = as_rows(std::as_const(gated)),
+                                                        .norm = {.weight = w.norm_weight, .eps = options_.eps},
+                                                        .group_size = norm_options().group_size},
+                                             .weight = out_weight,
+                                             .bias = out_bias};
+      if (!normed_linear::takes(first) || !normed_linear::takes(last)) return {};
+      normed_linear::forward(first, as_rows(zxbcdt));
+      const Cut<const T> in(s, std::as_const(zxbcdt).view());
+      auto scan = step_inputs(scan_inputs(w, in, CutConv<const T>(s, in.xBC), state.A->view(), {}));
+      scan.z = heads(in.z);
+      ssd::step(scan, state.ssm_state.view(), scan_options(), heads(gated.view()));
+      auto out = Tensor<T, 3, D>::uninitialized(Extents{batch, one, out_weight.extent(0)});
+      normed_linear::forward(last, as_rows(out));
+      return out;
+    } else {
+      return {};
+    }
+  }
+
   /// Whether backward can write what forward returned again: with the norm, from whose inputs it follows.
   static bool rebuilds_gated(const Weights& w) { return bool(w.norm_weight); }
 
@@ -371,6 +409,17 @@ class Mamba2Core {
     if (!w.norm_weight) scan.z = heads(in.z);
     return scan;
   }
+  static ssd::StepInputs<T, D> step_inputs(const ssd::Inputs<T, D>& in) {
+    return {.x = in.x,
+            .dt = in.dt,
+            .A = in.A,
+            .B = in.B,
+            .C = in.C,
+            .D = in.D,
+            .D_per_channel = in.D_per_channel,
+            .z = in.z,
+            .dt_bias = in.dt_bias};
+  }
   void check(const State& state, Index batch) const {
     const auto& s = sizes_;
     require_shape("mamba2", "conv_state", state.conv_state.view(), Extents{batch, s.paths * s.conv_dim(), s.d_conv});
@@ -433,16 +482,7 @@ class Mamba2Core {
     const CutConv<T> conv(s, conv_out.view());
     const auto full = scan_inputs(w, in, CutConv<const T>(s, conv_out.view()), state.A->view(), {});
     const View<T, 4, D> y = w.norm_weight ? conv.x : heads(out);
-    ssd::step(ssd::StepInputs<T, D>{.x = full.x,
-                                    .dt = full.dt,
-                                    .A = full.A,
-                                    .B = full.B,
-                                    .C = full.C,
-                                    .D = full.D,
-                                    .D_per_channel = full.D_per_channel,
-                                    .z = full.z,
-                                    .dt_bias = full.dt_bias},
-              state.ssm_state.view(), scan_options(), y);
+    ssd::step(step_inputs(full), state.ssm_state.view(), scan_options(), y);
     if (w.norm_weight) normalize(w, y, in.z, out, nullptr);
     return gated;
   }

@@ -89,6 +89,14 @@ class PathsAsOne {
   Tensor<T, 3, D> difference(const View<const T, 3, D>& x, State& state) const {
     return project(inner_.forward(x, &state), *state.folded);
   }
+  /// The same for one token, as Hidden says.
+  Tensor<T, 3, D> decode(const normed_linear::Source<T, D>& source, State& state) const {
+    if constexpr (requires { inner_.decode(source, state.folded->weight.view(), state.folded->bias.view(), state); }) {
+      if (state.folded != nullptr)
+        return inner_.decode(source, state.folded->weight.view(), state.folded->bias.view(), state);
+    }
+    return {};
+  }
   /// dx; adds the gradients of the weights to theirs, and dL/dlambda to dlambda, which is zero before.
   Tensor<T, 3, D> difference_backward(const View<const T, 3, D>& dout, const View<const R, 1, D>& lambda, double scale,
                                       Saved& saved, const View<R, 1, D>& dlambda) {

@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include "diffmamba/nn/decoding.hpp"
 #include "diffmamba/nn/linear_layer.hpp"
 #include "diffmamba/nn/mixer.hpp"
 
@@ -138,6 +139,13 @@ class ProjectedMixer : public Module<ProjectedMixer<InnerType>> {
         linear::Inputs<T, D>{.x = as_rows(gated), .weight = out_proj_.weight.value(), .bias = out_proj_.bias.value()},
         out.view());
     return out;
+  }
+
+  Hidden<T, D> decode(const normed_linear::Source<T, D>& source, State& state) const {
+    if constexpr (requires { inner_.decode(source, out_proj_.weight.value(), out_proj_.bias.value(), state); })
+      return {inner_.decode(source, out_proj_.weight.value(), out_proj_.bias.value(), state)};
+    else
+      return {};
   }
 
   template <class Self, class F>

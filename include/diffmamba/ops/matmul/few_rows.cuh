@@ -89,59 +89,95 @@ __host__ __device__ constexpr int few_rows_pitch(int k) {
   return k + 32;
 }
 
+/// The rows of a weight that a block takes, on their way into shared memory: [first, first + count). Every thread of the
+/// block calls the members, in their order; the last warp brings the rows and does nothing else. T: bfloat16 or half.
+template <class T>
+class FewRowsTile {
+ public:
+  /// Before other kernels' results may be read.
+  __device__ FewRowsTile(const FewRows& p, Index first, int count, T* tile, std::uint64_t (&arrived)[few_rows_chunks])
+      : p_(p), w_(static_cast<const T*>(p.w) + first * p.w_row), tile_(tile), arrived_(arrived), count_(count) {
+#if __CUDA_ARCH__ >= 900
+    if (threadIdx.x == 0) {
+      for (int chunk = 0; chunk < chunks(); ++chunk) {
+        hopper::initialise(&arrived_[chunk], 1);
+        hopper::arrive_expecting(&arrived_[chunk], count_ * bytes_of(chunk));
+      }
+      hopper::publish_barriers();
+    }
+    __syncthreads();
+    if (!brings()) return;
+    const int lane = threadIdx.x % 32;
+    if (p_.at_rest) {
+      for (int chunk = 0; chunk < chunks(); ++chunk) {
+        if (chunk >= 2) hopper::wait(&arrived_[chunk - 2], 0);
+        copy_chunk(chunk);
+      }
+    } else if (lane < count_) {
+      cuda_runtime::prefetch_to_l2(w_ + lane * p_.w_row, p_.k * static_cast<unsigned>(sizeof(T)));
+    }
+#endif
+  }
+  /// As soon as they may be.
+  __device__ void bring() const {
+#if __CUDA_ARCH__ >= 900
+    if (brings() && !p_.at_rest)
+      for (int chunk = 0; chunk < chunks(); ++chunk) copy_chunk(chunk);
+#else
+    constexpr int vector = 16 / sizeof(T);
+    for (int row = 0; row < count_; ++row)
+      for (int place = threadIdx.x * vector; place < p_.k; place += blockDim.x * vector)
+        mma::copy_async(tile_ + row * few_rows_pitch(p_.k) + place, w_ + row * p_.w_row + place, true);
+    mma::commit_copies();
+#endif
+  }
+  /// Returns when elements [begin, end) of all rows are there.
+  __device__ void wait(int begin, int end) const {
+#if __CUDA_ARCH__ >= 900
+    for (int chunk = begin / p_.chunk; chunk * p_.chunk < end; ++chunk) hopper::wait(&arrived_[chunk], 0);
+#else
+    mma::wait_for_copies<0>();
+    __syncthreads();
+#endif
+  }
+
+ private:
+  __device__ bool brings() const { return threadIdx.x >= blockDim.x - 32; }
+  __device__ int chunks() const { return (p_.k + p_.chunk - 1) / p_.chunk; }
+  __device__ int bytes_of(int chunk) const {
+    const int rest = p_.k - chunk * p_.chunk;
+    return (rest < p_.chunk ? rest : p_.chunk) * static_cast<int>(sizeof(T));
+  }
+  __device__ void copy_chunk(int chunk) const {
+    const int lane = threadIdx.x % 32;
+    if (lane < count_)
+      copy_bulk(tile_ + lane * few_rows_pitch(p_.k) + chunk * p_.chunk, w_ + lane * p_.w_row + chunk * p_.chunk,
+                bytes_of(chunk), &arrived_[chunk]);
+  }
+
+  const FewRows& p_;
+  const T* w_;
+  T* tile_;
+  std::uint64_t* arrived_;
+  int count_;
+};
+
 /// T: bfloat16 or half. `Groups` times 8 rows of w per block.
 template <class T, class C, int Groups>
 __global__ __launch_bounds__(32 * (few_rows_warps + 1), 3) void few_rows_kernel(const __grid_constant__ FewRows p) {
   constexpr int columns = 8 * Groups, rows = 8, at_once = 8;
   extern __shared__ __align__(128) unsigned char few_rows_memory[];
-  [[maybe_unused]] __shared__ std::uint64_t arrived[few_rows_chunks];
+  __shared__ std::uint64_t arrived[few_rows_chunks];
   __shared__ float sums[few_rows_warps][columns * rows];
   T* tile = reinterpret_cast<T*>(few_rows_memory);
   const int threads = blockDim.x - 32, warps = threads / 32, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int group = lane / 4, quad = lane % 4, pitch = few_rows_pitch(p.k);
   const Index first = Index{blockIdx.x} * columns;
   const int count = static_cast<int>(p.n - first < columns ? p.n - first : columns);
-  const T* w = static_cast<const T*>(p.w) + first * p.w_row;
-#if __CUDA_ARCH__ >= 900
-  const auto bytes_of = [&](int chunk) {
-    const int rest = p.k - chunk * p.chunk;
-    return (rest < p.chunk ? rest : p.chunk) * static_cast<int>(sizeof(T));
-  };
-  const auto copy_chunk = [&](int chunk) {
-    if (lane < count)
-      copy_bulk(tile + lane * pitch + chunk * p.chunk, w + lane * p.w_row + chunk * p.chunk, bytes_of(chunk),
-                &arrived[chunk]);
-  };
-  const int chunks = (p.k + p.chunk - 1) / p.chunk;
-  if (threadIdx.x == 0) {
-    for (int chunk = 0; chunk < chunks; ++chunk) {
-      hopper::initialise(&arrived[chunk], 1);
-      hopper::arrive_expecting(&arrived[chunk], count * bytes_of(chunk));
-    }
-    hopper::publish_barriers();
-  }
-  __syncthreads();
-  if (warp == warps) {
-    if (p.at_rest) {
-      for (int chunk = 0; chunk < chunks; ++chunk) {
-        if (chunk >= 2) hopper::wait(&arrived[chunk - 2], 0);
-        copy_chunk(chunk);
-      }
-    } else if (lane < count) {
-      cuda_runtime::prefetch_to_l2(w + lane * p.w_row, p.k * static_cast<unsigned>(sizeof(T)));
-    }
-  }
+  const FewRowsTile<T> weight(p, first, count, tile, arrived);
   cuda_runtime::let_next_kernel_begin();
   cuda_runtime::wait_for_earlier_kernels();
-  if (warp == warps && !p.at_rest)
-    for (int chunk = 0; chunk < chunks; ++chunk) copy_chunk(chunk);
-#else
-  constexpr int vector = 16 / sizeof(T);
-  for (int row = 0; row < count; ++row)
-    for (int place = threadIdx.x * vector; place < p.k; place += blockDim.x * vector)
-      mma::copy_async(tile + row * pitch + place, w + row * p.w_row + place, true);
-  mma::commit_copies();
-#endif
+  weight.bring();
 
   // Blocks of 32 along k: warp w takes blocks w, w + warps, ..., eight of them at once.
   const T* x = static_cast<const T*>(p.x) + group * p.x_row;
@@ -155,12 +191,7 @@ __global__ __launch_bounds__(32 * (few_rows_warps + 1), 3) void few_rows_kernel(
   };
   int begin = warp * 32 + quad * 8;
   if (warp < warps) load_x(begin);
-#if __CUDA_ARCH__ >= 900
-  for (int chunk = 0; chunk < chunks; ++chunk) hopper::wait(&arrived[chunk], 0);
-#else
-  mma::wait_for_copies<0>();
-  __syncthreads();
-#endif
+  weight.wait(0, p.k);
   if (warp < warps) {
     // Rows of w from count on are whatever lies there: they make elements that nobody stores.
     float c[2][Groups][4] = {};
