@@ -2,9 +2,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <array>   // std::array
-#include <limits>  // std::numeric_limits
-#include <memory>  // std::shared_ptr
+#include <array>        // std::array
+#include <limits>       // std::numeric_limits
+#include <memory>       // std::shared_ptr
+#include <type_traits>  // std::is_null_pointer_v
 
 #include "diffmamba/nn/decoding.hpp"
 #include "diffmamba/nn/linear_layer.hpp"  // as_rows
@@ -154,6 +155,7 @@ class Mamba2Core {
     Tensor<T, 3, D> zxbcdt;    // (batch, length, paths * d_in_proj)
     Tensor<T, 3, D> conv_out;  // (batch, length, paths * conv_dim), unless computed again
     Tensor<T, 3, D> y;         // (batch, length, paths * d_ssm), with the norm
+    Tensor<R, 1, D> A;         // (paths * nheads)
     ssd::Saved<T, D> scan;
     gated_rms_norm::Saved<T, D> norm;
   };
@@ -249,42 +251,48 @@ class Mamba2Core {
   /// Whether backward can write what forward returned again: with the norm, from whose inputs it follows.
   static bool rebuilds_gated(const Weights& w) { return bool(w.norm_weight); }
 
-  /// From dgated, which is overwritten, to dzxbcdt; adds into the gradients. Uses `saved` up. `gated`, where it is
-  /// given, becomes what forward returned.
+  /// From dgated, which is overwritten, to dzxbcdt; adds into the gradients, or with `mode` assigns those of dt_bias
+  /// and D, which are written whole. Uses `saved` up. Where backward can write what forward returned again it does so
+  /// for use(gated), as soon as it can; the tensor is gone afterwards. Unless `use` is nullptr.
+  template <class Use>
   Tensor<T, 3, D> backward(const Weights& w, const View<T, 3, D>& dgated, Saved& saved, const WeightGradients& g,
-                           const View<T, 3, D>& gated = {}) const {
+                           GradientMode mode, Use&& use) const {
     const auto& s = sizes_;
     require(bool(saved.zxbcdt), "mamba2: backward without a forward before it; every Saved serves once");
     const Index batch = saved.zxbcdt.extent(0);
     const Cut<const T> in(s, saved.zxbcdt.view());
-    if (!saved.conv_out) {
-      saved.conv_out = Tensor<T, 3, D>::uninitialized(shape(saved.zxbcdt, s.conv_dim()));
-      convolve(w, in.xBC, saved.conv_out.view(), nullptr);
-    }
-    const CutConv<const T> conv(s, std::as_const(saved.conv_out).view());
     auto dzxbcdt = Tensor<T, 3, D>::uninitialized(saved.zxbcdt.extents());
     const Cut<T> d(s, dzxbcdt.view());
     const auto dy = dgated.template slice<2>(s.paths * s.d_mlp, s.paths * s.width());
-    View<T, 3, D> normed;
-    if (gated) {
-      require(rebuilds_gated(w), "mamba2: without its norm the gated tensor cannot be written again");
-      normed = gated.template slice<2>(s.paths * s.d_mlp, s.paths * s.width());
-      if (s.d_mlp > 0)
-        swiglu::forward(swiglu::Inputs<T, D>{.x = in.x0, .z = in.z0}, gated.template slice<2>(0, s.paths * s.d_mlp));
-    }
-    if (s.d_mlp > 0)
-      swiglu::backward(swiglu::Inputs<T, D>{.x = in.x0, .z = in.z0}, dgated.template slice<2>(0, s.paths * s.d_mlp),
-                       {.dx = d.x0, .dz = d.z0});
     if (w.norm_weight) {
+      constexpr bool again = !std::is_null_pointer_v<std::remove_cvref_t<Use>>;
+      Tensor<T, 3, D> gated;
+      View<T, 3, D> normed;
+      if constexpr (again) {
+        gated = Tensor<T, 3, D>::uninitialized(dgated.extents());
+        normed = gated.template slice<2>(s.paths * s.d_mlp, s.paths * s.width());
+        if (s.d_mlp > 0)
+          swiglu::forward(swiglu::Inputs<T, D>{.x = in.x0, .z = in.z0}, gated.template slice<2>(0, s.paths * s.d_mlp));
+      }
       const gated_rms_norm::Inputs<T, D> norm{.x = saved.y, .weight = w.norm_weight, .z = in.z};
       Workspace<D> workspace(gated_rms_norm::workspace_bytes(norm));
       gated_rms_norm::backward(norm, saved.norm, {.dout = dy},
                                {.dx = dy, .dz = d.z, .dweight = g.norm_weight, .dbias = {}, .out = normed}, workspace,
                                GradientMode::add);
       saved.y = {};
+      if constexpr (again) use(std::as_const(gated).view());
     }
-    const auto A = negative_exp(w.A_log);
-    Tensor<R, 1, D> dA(A.extents());
+    if (s.d_mlp > 0)
+      swiglu::backward(swiglu::Inputs<T, D>{.x = in.x0, .z = in.z0}, dgated.template slice<2>(0, s.paths * s.d_mlp),
+                       {.dx = d.x0, .dz = d.z0});
+    if (!saved.conv_out) {
+      saved.conv_out = Tensor<T, 3, D>::uninitialized(shape(saved.zxbcdt, s.conv_dim()));
+      convolve(w, in.xBC, saved.conv_out.view(), nullptr);
+    }
+    const CutConv<const T> conv(s, std::as_const(saved.conv_out).view());
+    const auto& A = saved.A;
+    auto dA = Tensor<R, 1, D>::uninitialized(A.extents());
+    if (mode == GradientMode::add) fill_elements(D{}, dA.data(), dA.size(), R{});
     auto dconv = Tensor<T, 3, D>::uninitialized(saved.conv_out.extents());
     const CutConv<T> dout(s, dconv.view());
     Tensor<R, 4, D> dinitial;
@@ -303,7 +311,7 @@ class Mamba2Core {
       if (scan.D_per_channel) gradients.dD_per_channel = g.D.reshape(scan.D_per_channel.extents());
       if (scan.z) gradients.dz = heads(d.z);
       Workspace<D> workspace(ssd::workspace_bytes(scan, saved.scan));
-      ssd::backward(scan, saved.scan, {.dout = heads(dy)}, gradients, workspace, GradientMode::add);
+      ssd::backward(scan, saved.scan, {.dout = heads(dy)}, gradients, workspace, mode);
     }
     add_product(dA.view(), A.view(), g.A_log);  // A = -exp(A_log), so dA/dA_log = A
     if (w.init_states) add_over_batch(dinitial.view(), g.init_states);
@@ -442,12 +450,15 @@ class Mamba2Core {
     // The norm reads y; without it the scan writes the result. For inference y takes the place of x.
     const View<T, 4, D> y = !w.norm_weight ? heads(out) : saved != nullptr ? heads(saved->y.view()) : conv.x;
     {
-      const auto A = from != nullptr ? from->A : std::make_shared<const Tensor<R, 1, D>>(negative_exp(w.A_log));
-      const auto scan = scan_inputs(w, in, CutConv<const T>(s, conv_out), A->view(),
+      Tensor<R, 1, D> made;
+      if (from == nullptr) made = negative_exp(w.A_log);
+      const auto A = from != nullptr ? from->A->view() : std::as_const(made).view();
+      const auto scan = scan_inputs(w, in, CutConv<const T>(s, conv_out), A,
                                     from != nullptr ? from->ssm_state.view() : initial_state(w, batch));
       Workspace<D> workspace(ssd::workspace_bytes(scan, scan_options()));
       ssd::forward(scan, scan_options(), {.out = y, .final_state = final_state},
                    saved != nullptr ? &saved->scan : nullptr, workspace);
+      if (saved != nullptr) saved->A = std::move(made);
     }
     if (w.norm_weight) normalize(w, y, in.z, out, saved != nullptr ? &saved->norm : nullptr);
     return gated;
