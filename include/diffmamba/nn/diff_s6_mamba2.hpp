@@ -150,7 +150,7 @@ class DiffS6Mamba2 : public Module<DiffS6Mamba2<T, DeviceType>> {
                                            .D = D_.gradient(),
                                            .norm_weight = dnorm_weight.view(),
                                            .init_states = init_states_ ? dinit_states.view() : View<R, 3, D>{}};
-    const auto dzxbcdt = core_.backward(laid.weights, dgated, saved.core, g);
+    const auto dzxbcdt = core_.backward(laid.weights, dgated, saved.core, g, GradientMode::add, nullptr);
     const auto add = [](const auto& from, const auto& to) { add_to(from, to); };
     for_both(s.conv_roles(), conv_weight_.gradient(), std::as_const(dconv_weight).view(), add);
     if (conv_bias_) for_both(s.conv_roles(), conv_bias_.gradient(), std::as_const(dconv_bias).view(), add);

@@ -33,8 +33,8 @@ class Mamba2Inner {
     if (options.rmsnorm) norm_weight_ = Parameter<R, 1, D>(Extents<1>{paths * s.d_ssm}, Decay::no);
     if (options.learnable_init_states)
       init_states_ = Parameter<R, 3, D>(Extents{paths * s.nheads, s.headdim, s.d_state}, Decay::no);
+    for (auto* parameter : {&in_proj_bias_, &dt_bias_, &D_}) parameter->set_written_whole();
     in_proj_weight_.set_written_whole();
-    in_proj_bias_.set_written_whole();
   }
 
   std::array<Index, 2> roles() const { return core_.sizes().gated_roles(); }
@@ -52,13 +52,16 @@ class Mamba2Inner {
     return core_.forward(w, core_.project(w, x), state);
   }
   bool rebuilds_gated() const { return Core::rebuilds_gated(weights(*this)); }
-  Tensor<T, 3, D> backward(const View<const T, 3, D>& x, const View<T, 3, D>& dgated, Saved& saved,
-                           const View<T, 3, D>& gated = {}) {
+  Tensor<T, 3, D> backward(const View<const T, 3, D>& x, const View<T, 3, D>& dgated, Saved& saved) {
+    return backward(x, dgated, saved, nullptr);
+  }
+  template <class Use>
+  Tensor<T, 3, D> backward(const View<const T, 3, D>& x, const View<T, 3, D>& dgated, Saved& saved, Use&& use) {
     const auto w = weights(std::as_const(*this));
-    const GradientMode mode = gradient_mode(in_proj_weight_, in_proj_bias_);
+    const GradientMode projection = gradient_mode(in_proj_weight_, in_proj_bias_), scan = gradient_mode(dt_bias_, D_);
     const auto g = gradients();
-    const auto dzxbcdt = core_.backward(w, dgated, saved, g, gated);
-    return core_.project_backward(w, x, dzxbcdt, g, mode);
+    const auto dzxbcdt = core_.backward(w, dgated, saved, g, scan, use);
+    return core_.project_backward(w, x, dzxbcdt, g, projection);
   }
   Tensor<T, 3, D> decode(const normed_linear::Source<T, D>& source, const View<const T, 2, D>& out_weight,
                          const View<const R, 1, D>& out_bias, State& state) const {

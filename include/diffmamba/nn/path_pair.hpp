@@ -44,10 +44,11 @@ class PathsAsOne {
   static constexpr bool as_one = true;
 
   /// The inner's, and per token sizeof(T) * d_model; the gated tensor (2 width) only where the inner's backward pass
-  /// cannot write it again.
+  /// cannot write it again. For differences also the folded weight, whatever the number of tokens.
   struct Saved {
     Tensor<T, 3, D> x, gated;
     typename Inner::Saved inner;
+    Folded folded;
   };
 
   explicit PathsAsOne(const typename MixerType::Options& options)
@@ -78,7 +79,8 @@ class PathsAsOne {
   Tensor<T, 3, D> difference(Tensor<T, 3, D> x, const View<const R, 1, D>& lambda, double scale, Saved& saved) const {
     saved.x = std::move(x);
     auto gated = inner_.forward(std::as_const(saved.x), saved.inner);
-    auto out = difference_of(gated, lambda, scale);
+    saved.folded = fold(fold_inputs(lambda), fold_options(scale));
+    auto out = project(gated, saved.folded);
     if (!rebuilds_gated(inner_)) saved.gated = std::move(gated);
     return out;
   }
@@ -103,7 +105,7 @@ class PathsAsOne {
     require(bool(saved.x), "backward without a forward before it; every Saved serves once");
     const auto in = fold_inputs(lambda);
     const auto options = fold_options(scale);
-    const Folded folded = fold(in, options);
+    const Folded folded = std::move(saved.folded);
     const Rows<T, D> dout_rows(dout);
     auto dgated = Tensor<T, 3, D>::uninitialized(Extents{dout.extent(0), dout.extent(1), 2 * width_});
     linear::backward(inputs(dgated.view(), folded), dout_rows.view(),

@@ -24,7 +24,7 @@ namespace diffmamba {
 /// An inner that can write its result again in the backward pass, so that nobody keeps it, says so, and has
 ///
 ///   bool rebuilds_gated() const;                   // whether it does with these options
-///   Tensor backward(View x, View dgated, Saved&, View gated);
+///   Tensor backward(View x, View dgated, Saved&, use);   // calls use(View gated) as soon as it has that
 ///
 /// The result is stacked role by role: [role 1 of path 1, of path 2 | role 2 of path 1, of path 2 | ...]. Most inners
 /// have one role.
@@ -68,14 +68,8 @@ bool rebuilds_gated(const Inner& inner) {
 template <class Inner, class T, class D, class Use>
 Tensor<T, 3, D> backward_through(Inner& inner, const View<const T, 3, D>& x, const View<T, 3, D>& dgated,
                                  Tensor<T, 3, D> kept, typename Inner::Saved& saved, Use&& use) {
-  if constexpr (requires { inner.rebuilds_gated(); }) {
-    if (!kept) {
-      auto gated = Tensor<T, 3, D>::uninitialized(dgated.extents());
-      auto dx = inner.backward(x, dgated, saved, gated.view());
-      use(std::as_const(gated).view());
-      return dx;
-    }
-  }
+  if constexpr (requires { inner.rebuilds_gated(); })
+    if (!kept) return inner.backward(x, dgated, saved, use);
   use(std::as_const(kept).view());
   kept = {};
   return inner.backward(x, dgated, saved);
