@@ -28,7 +28,7 @@ struct AlignedRows {
 };
 
 template <class T>
-struct TensorMemory : ChunkMemory<float, float> {
+struct TensorMemory : ChunkMemory<float, decay_sum_t<T>> {
   T *states = nullptr, *dstates = nullptr;          // (batch, chunks, nheads, d_state, 64)
   float *from_start = nullptr, *through = nullptr;  // o: like `steps`; w: (batch, chunks, nheads)
   float *dB = nullptr, *dC = nullptr;               // (slices, batch, length, ngroups, d_state)
@@ -65,9 +65,10 @@ struct ChunkBlock {
 };
 
 /// What a lane has of its 4 tokens: sums of E over later rows and (without dt) over earlier columns, x . du, and
-/// (without dt) the part of x . du that comes through the state after the chunk.
+/// (without dt) the part of x . du that comes through the state after the chunk. `passing` is the sum of E over rows from
+/// the token on and columns before it, where it is known instead of rows and columns, which are zero then.
 struct TokenSums {
-  float rows[4], columns[4], x_du[4], through_end[4];
+  float rows[4], columns[4], x_du[4], through_end[4], passing[4] = {};
 };
 
 /// da of a head in a chunk and what follows from it, by one warp; lane l has tokens 4 l and on.
@@ -102,7 +103,7 @@ __device__ inline void finish_head(const DeviceInputs<T>& in, const DeviceGradie
   float dA = 0.0f, ddt_bias = 0.0f;
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    const float da = later[i] + after + before + w;
+    const float da = later[i] + after + before + w + mine.passing[i];
     before += before_end[i];
     if (t + i >= block.tokens) continue;
     const Index token = block.begin + t + i;
@@ -125,9 +126,9 @@ __device__ inline void finish_head(const DeviceInputs<T>& in, const DeviceGradie
 
 /// Two neighbours of a row that may begin at an odd address.
 template <class T>
-__device__ inline void store_pair(T* to, unsigned pair, bool aligned) {
+__device__ inline void store_pair(T* to, mma::pair_t<T> pair, bool aligned) {
   if (aligned) {
-    *reinterpret_cast<unsigned*>(to) = pair;
+    *reinterpret_cast<mma::pair_t<T>*>(to) = pair;
   } else {
     to[0] = reinterpret_cast<const T*>(&pair)[0];
     to[1] = reinterpret_cast<const T*>(&pair)[1];

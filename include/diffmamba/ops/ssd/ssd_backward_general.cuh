@@ -99,12 +99,13 @@ struct ChunkMemory {
 // CUDA kernels, shared
 // -------------------------------------------------------------------------------------------------
 
-/// steps and sums: a block of 256 threads has 8 heads (grid.y) of a chunk. `unit` scales A: 1, or log2(e) for decays
-/// that are powers of two.
+/// steps and sums, and if sums are float to_end and start: a block of 256 threads has 8 heads (grid.y) of a chunk. `unit`
+/// scales A: 1, or log2(e) for decays that are powers of two.
 template <class T, int Tokens, class Sum>
 __global__ void __launch_bounds__(256)
-    ssd_chunk_decays_kernel(DeviceInputs<T> in, ChunkMemory<accumulate_t<T>, Sum> memory, Sum unit) {
+    ssd_chunk_decays_kernel(DeviceInputs<T> in, ChunkMemory<accumulate_t<T>, Sum> memory, double unit) {
   using A = accumulate_t<T>;
+  using Wide = std::conditional_t<std::is_same_v<Sum, float>, float, double>;
   constexpr int per_lane = Tokens / 32;
   __shared__ A tile[8][Tokens + 1];
   const Index batch = blockIdx.x / memory.chunks, chunk = blockIdx.x % memory.chunks;
@@ -125,20 +126,20 @@ __global__ void __launch_bounds__(256)
   __syncthreads();
   const int head = first + warp;
   if (head >= in.nheads) return;
-  const Sum rate = in.log_decay != nullptr ? unit : in.A[head] * unit;
+  const Wide rate = static_cast<Wide>(in.log_decay != nullptr ? 1.0 : in.A[head]) * static_cast<Wide>(unit);
   A step[per_lane];
-  Sum sum[per_lane], total = 0;
+  Wide sum[per_lane], total = 0;
 #pragma unroll
   for (int k = 0; k < per_lane; ++k) {
     step[k] = tile[warp][lane * per_lane + k];
     sum[k] = total += step[k] * rate;
   }
-  Sum before = total;
+  Wide before = total;
   for (int distance = 1; distance < 32; distance *= 2) {
-    const Sum other = __shfl_up_sync(0xffffffffu, before, distance);
+    const Wide other = __shfl_up_sync(0xffffffffu, before, distance);
     if (lane >= distance) before += other;
   }
-  const Sum end = __shfl_sync(0xffffffffu, before, 31);
+  const Wide end = __shfl_sync(0xffffffffu, before, 31);
   before -= total;
   const Index place = (Index{blockIdx.x} * in.nheads + head) * Tokens + lane * per_lane;
 #pragma unroll
@@ -147,7 +148,7 @@ __global__ void __launch_bounds__(256)
     if constexpr (!std::is_same_v<Sum, float>) {
       const bool unit_step = in.log_decay != nullptr && chunk * Tokens + lane * per_lane + k < in.length;
       memory.steps[place + k] = unit_step ? A(1) : step[k];
-      memory.sums[place + k] = sum[k];
+      assign(memory.sums[place + k], sum[k]);
     }
   }
   if constexpr (std::is_same_v<Sum, float>) {

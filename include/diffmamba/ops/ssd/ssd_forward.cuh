@@ -6,13 +6,15 @@
 #include "diffmamba/device/mma.cuh"
 #include "diffmamba/ops/ssd/ssd_device.cuh"
 #include "diffmamba/ops/ssd/ssd_forward_hopper.cuh"
+#include "diffmamba/ops/ssd/ssd_state_tile.cuh"
 
 /// SSD forward on an NVIDIA GPU.
 ///
-/// The tensor-core path (16-bit types, headdim 64, d_state 64 or 128, rows aligned to 16 bytes): a block of four warps
-/// owns a head of a sequence, or a segment of it, and walks over its chunks of 64 tokens with the state in registers
-/// (in float) and one 16-bit copy of it in shared memory, so that x, B, C, dt are read once, out is written once and no
-/// intermediate ever sees global memory. Per chunk, with c_i = sum of dt A up to i (in powers of two) and s = S^T:
+/// The tensor-core path (16-bit types and float, headdim 64, d_state 64 or 128, rows aligned to 16 bytes): a block of
+/// four warps owns a head of a sequence, or a segment of it, and walks over its chunks of 64 tokens with the state in
+/// registers (in float) and a copy of it in the inputs' type in shared memory, so that x, B, C, dt are read once, out
+/// is written once and no intermediate ever sees global memory. Per chunk, with c_i = sum of dt A up to i (in powers of
+/// two) and s = S^T:
 ///
 ///   y_i = 2^c_i C_i s  +  sum_{j <= i} 2^(c_i - c_j) dt_j (C_i . B_j) x_j  +  D x_i
 ///   s  <- 2^c_end s    +  sum_j 2^(c_end - c_j) dt_j B_j x_j^T
@@ -35,40 +37,85 @@ struct Segments {
 // CUDA kernels
 // ---------------------------------------------------------------------------------------------------------
 
+/// A running sum whose differences are exponents, in two floats: as exact as the exponents are, however long it is.
+struct TwoFloats {
+  float high, low;
+};
+template <class Real>
+__device__ inline void assign(Real& to, Real value) {
+  to = value;
+}
+__device__ inline void assign(TwoFloats& to, double value) {
+  to.high = static_cast<float>(value);
+  to.low = static_cast<float>(value - static_cast<double>(to.high));
+}
+__device__ inline float difference(float a, float b) {
+  return a - b;
+}
+__device__ inline float difference(TwoFloats a, TwoFloats b) {
+  return (a.high - b.high) + (a.low - b.low);
+}
+__device__ inline float rounded(float a) {
+  return a;
+}
+__device__ inline float rounded(TwoFloats a) {
+  return a.high;
+}
+/// What the tensor-core paths keep of such a sum: beside the rounding of 16-bit types, that of a float is nothing.
+template <class T>
+using decay_sum_t = std::conditional_t<sizeof(T) == 2, float, TwoFloats>;
+
 /// One thread has the sum of 2 tokens of dt A log2(e) up to its own: the chunk's c_i and dt_i, by one warp.
 template <class T>
 __device__ inline void chunk_decays(const DeviceInputs<T>& in, const T* dt, Index first, int lane, float A, float bias,
-                                    float* c, float* steps) {
-  float step[2], sum[2];
+                                    decay_sum_t<T>* c, float* steps) {
+  using Sum = std::conditional_t<sizeof(T) == 2, float, double>;
+  float step[2];
+  Sum sum[2];
 #pragma unroll
   for (int k = 0; k < 2; ++k) {
     const Index token = first + 2 * lane + k;
     step[k] = token < in.length ? discretize(static_cast<float>(dt[token * in.dt_token]), bias, in.options) : 0.0f;
   }
-  sum[0] = step[0] * A;
-  sum[1] = sum[0] + step[1] * A;
-  float before = sum[1];
+  const Sum rate = A * static_cast<Sum>(1.4426950408889634);  // log2(e): exponentials are powers of two
+  sum[0] = step[0] * rate;
+  sum[1] = sum[0] + step[1] * rate;
+  Sum before = sum[1];
   for (int distance = 1; distance < 32; distance *= 2) {
-    const float other = __shfl_up_sync(0xffffffffu, before, distance);
+    const Sum other = __shfl_up_sync(0xffffffffu, before, distance);
     if (lane >= distance) before += other;
   }
   before -= sum[1];
   __syncwarp();  // the chunk before has been read
 #pragma unroll
   for (int k = 0; k < 2; ++k) {
-    c[2 * lane + k] = before + sum[k];
+    assign(c[2 * lane + k], before + sum[k]);
     steps[2 * lane + k] = step[k];
   }
   __syncwarp();
 }
 
+/// How the tensor-core path uses shared memory. Floats leave room for one buffer, and for a second block beside this
+/// one.
+template <class T, int N>
+struct SegmentMemory {
+  static constexpr int Q = tile_tokens, P = 64;
+  static constexpr int stages = sizeof(T) == 2 ? 2 : 1;  // buffers for a chunk's tiles
+  static constexpr int copies = stages == 1 ? 1 : 4;     // of decays: where no barrier ends a chunk, one for each warp
+  static constexpr int stage = 2 * Q * N + Q * P;        // C, B, x
+  static constexpr int bytes = (stages * stage + N * P) * static_cast<int>(sizeof(T)) +
+                               copies * Q * static_cast<int>(sizeof(decay_sum_t<T>) + sizeof(float));
+};
+
 /// The tensor-core path: four warps for each segment of each head of the batch. Without `Output` only the state is
 /// carried, from zero, and left in segments.states together with the segment's decay.
 template <class T, int N, bool Output>
 __global__ void __launch_bounds__(128) ssd_segment_kernel(DeviceInputs<T> in, DeviceOutputs<T> to, Segments segments) {
-  using mma::swizzled;
-  constexpr int Q = tile_tokens, P = 64;
-  constexpr int m_tiles = N / 64;  // of 16 rows of the state, per warp
+  using mma::pair_at, mma::pair_t, mma::unit_at;
+  constexpr int Q = tile_tokens, P = 64, per_unit = 16 / static_cast<int>(sizeof(T));
+  using Memory = SegmentMemory<T, N>;
+  constexpr int stages = Memory::stages, stage = Memory::stage;
+  constexpr int unrolled = sizeof(T) == 2 ? N / 16 : 2;  // steps of products: those in float take more registers
   const int segment = static_cast<int>(blockIdx.x % segments.count);
   const Index slot = blockIdx.x, batch = slot / segments.count / in.nheads;
   const int head = static_cast<int>(slot / segments.count % in.nheads);
@@ -77,134 +124,115 @@ __global__ void __launch_bounds__(128) ssd_segment_kernel(DeviceInputs<T> in, De
 
   extern __shared__ __align__(128) unsigned char shared[];
   T* const tiles = reinterpret_cast<T*>(shared);
-  constexpr int stage = 2 * Q * N + Q * P;                                            // C, B, x
-  T* const state_tile = tiles + 2 * stage;                                            // (N, P)
-  float* const decays = reinterpret_cast<float*>(state_tile + N * P) + warp * 2 * Q;  // c and dt, one copy a warp
+  T* const state_tile = tiles + stages * stage;  // (N, P)
+  using Sum = decay_sum_t<T>;
+  Sum* const all_sums = reinterpret_cast<Sum*>(state_tile + N * P);
+  Sum* const c = all_sums + warp % Memory::copies * Q;
+  float* const steps = reinterpret_cast<float*>(all_sums + Memory::copies * Q) + warp % Memory::copies * Q;
 
   const T* const x = in.x + batch * in.x_batch + head * in.x_head;
   const T* const B = in.B + batch * in.B_batch + group * in.B_group;
   const T* const C = in.C + batch * in.C_batch + group * in.C_group;
   const T* const dt = in.dt + batch * in.dt_batch + head * in.dt_head;
-  const float A = in.A[head] * 1.44269504089f;  // log2(e): exponentials are powers of two
-  const float bias = in.dt_bias != nullptr ? in.dt_bias[head] : 0.0f;
+  const float A = in.A[head], bias = in.dt_bias != nullptr ? in.dt_bias[head] : 0.0f;
 
   const int all_chunks = static_cast<int>((in.length + Q - 1) / Q);
   const int first_chunk = segment * segments.chunks;
   const int last_chunk = ::min(first_chunk + segments.chunks, all_chunks);
 
   const auto start_loading = [&](int chunk) {
-    T* const target = tiles + (chunk & 1) * stage;
+    T* const target = tiles + (chunk % stages) * stage;
     const Index first = Index{chunk} * Q;
-    for (int i = static_cast<int>(threadIdx.x); i < Q * N / 8; i += 128) {
-      const int row = i / (N / 8), unit = i % (N / 8);
+    for (int i = static_cast<int>(threadIdx.x); i < Q * N / per_unit; i += 128) {
+      const int row = i / (N / per_unit), unit = i % (N / per_unit);
       const bool valid = first + row < in.length;
       const Index token = valid ? first + row : 0;
-      if (Output) mma::copy_async(target + swizzled<N>(row, unit), C + token * in.C_token + unit * 8, valid);
-      mma::copy_async(target + Q * N + swizzled<N>(row, unit), B + token * in.B_token + unit * 8, valid);
+      T* const place = target + unit_at<T, N>(row, unit);
+      if (Output) mma::copy_async(place, C + token * in.C_token + unit * per_unit, valid);
+      mma::copy_async(place + Q * N, B + token * in.B_token + unit * per_unit, valid);
     }
-    for (int i = static_cast<int>(threadIdx.x); i < Q * P / 8; i += 128) {
-      const int row = i / (P / 8), unit = i % (P / 8);
+    for (int i = static_cast<int>(threadIdx.x); i < Q * P / per_unit; i += 128) {
+      const int row = i / (P / per_unit), unit = i % (P / per_unit);
       const bool valid = first + row < in.length;
       const Index token = valid ? first + row : 0;
-      mma::copy_async(target + 2 * Q * N + swizzled<P>(row, unit), x + token * in.x_token + unit * 8, valid);
+      mma::copy_async(target + 2 * Q * N + unit_at<T, P>(row, unit), x + token * in.x_token + unit * per_unit, valid);
     }
     mma::commit_copies();
   };
-  // The 16-bit copy of the state that the products read; this warp's rows.
-  float state[m_tiles][8][4];  // rows warp * N / 4 + 16 m, columns 8 n
-  const auto publish_state = [&] {
-#pragma unroll
-    for (int m = 0; m < m_tiles; ++m)
-#pragma unroll
-      for (int n = 0; n < 8; ++n)
-#pragma unroll
-        for (int half_row = 0; half_row < 2; ++half_row) {
-          const int row = warp * (N / 4) + m * 16 + half_row * 8 + lane / 4;
-          *reinterpret_cast<unsigned*>(state_tile + swizzled<P>(row, n) + 2 * (lane % 4)) =
-              mma::pack<T>(state[m][n][2 * half_row], state[m][n][2 * half_row + 1]);
-        }
-  };
 
-  // The state this segment begins with: what the second launch left, or the initial one, or zero.
-#pragma unroll
-  for (int m = 0; m < m_tiles; ++m)
-#pragma unroll
-    for (int n = 0; n < 8; ++n)
-#pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        const int row = warp * (N / 4) + m * 16 + (k / 2) * 8 + lane / 4, column = n * 8 + 2 * (lane % 4) + k % 2;
-        float value = 0.0f;
-        if constexpr (Output) {
-          if (segments.states != nullptr)
-            value = segments.states[(slot * N + row) * P + column];
-          else if (in.initial_state != nullptr)
-            value = in.initial_state[batch * in.state_batch + head * in.state_head + column * in.state_channel + row];
-        }
-        state[m][n][k] = value;
-      }
+  // The state this segment begins with: what the second launch left, or the initial one, or zero. The products read a
+  // copy of it in T.
+  StateTile<T, N> state(warp, lane);
+  state.for_each([&](int row, int column, float& value) {
+    value = 0.0f;
+    if constexpr (Output) {
+      if (segments.states != nullptr)
+        value = segments.states[(slot * N + row) * P + column];
+      else if (in.initial_state != nullptr)
+        value = in.initial_state[batch * in.state_batch + head * in.state_head + column * in.state_channel + row];
+    }
+  });
   float total = 0.0f;  // of the segment, in powers of two
 
-  if (first_chunk < last_chunk) start_loading(first_chunk);
-  if constexpr (Output) publish_state();
-  float* const c = decays;
-  float* const steps = decays + Q;
+  const auto compute_decays = [&](int chunk) {
+    if (warp < Memory::copies) chunk_decays(in, dt, Index{chunk} * Q, lane, A, bias, c, steps);
+  };
+
+  if (first_chunk < last_chunk) {
+    start_loading(first_chunk);
+    compute_decays(first_chunk);
+  }
+  if constexpr (Output) state.store(state_tile);
   for (int chunk = first_chunk; chunk < last_chunk; ++chunk) {
-    chunk_decays(in, dt, Index{chunk} * Q, lane, A, bias, c, steps);
     mma::wait_for_copies<0>();
-    __syncthreads();  // this chunk's tiles and state are there; the other buffers are free
-    if (chunk + 1 < last_chunk) start_loading(chunk + 1);
-    T* const C_tile = tiles + (chunk & 1) * stage;
+    __syncthreads();  // this chunk's tiles and state are there; the other buffer is free
+    if (stages > 1 && chunk + 1 < last_chunk) start_loading(chunk + 1);
+    T* const C_tile = tiles + (chunk % stages) * stage;
     const T* const B_tile = C_tile + Q * N;
     const T* const x_tile = B_tile + Q * N;
-    const float c_end = c[Q - 1];
+    const Sum c_end = c[Q - 1];
 
     if constexpr (Output) {
       const int row = warp * 16 + lane / 4;  // and row + 8
-      const float c_row[2] = {c[row], c[row + 8]};
+      const Sum c_row[2] = {c[row], c[row + 8]};
       float y[8][4] = {};
       // y = C s: the state before this chunk.
-#pragma unroll
+#pragma unroll unrolled
       for (int k = 0; k < N / 16; ++k) {
-        unsigned a[4];
-        mma::load_matrices(a, C_tile + swizzled<N>(warp * 16 + lane % 16, 2 * k + lane / 16));
+        const auto a = mma::load_left<T, N>(C_tile, warp * 16, k * 16, lane);
 #pragma unroll
         for (int n = 0; n < 8; n += 2) {
-          unsigned b[4];
-          mma::load_matrices_transposed(b, state_tile + swizzled<P>(k * 16 + lane % 16, n + lane / 16));
-          mma::multiply_add<T>(y[n], a, b[0], b[1]);
-          mma::multiply_add<T>(y[n + 1], a, b[2], b[3]);
+          mma::Right<T> b[2];
+          mma::load_right_rows<T, P>(b, state_tile, k * 16, n * 8, lane);
+          mma::multiply_add(y + n, a, b);
         }
       }
 #pragma unroll
       for (int n = 0; n < 8; ++n)
 #pragma unroll
-        for (int k = 0; k < 4; ++k) y[n][k] *= exp2f(c_row[k / 2]);
+        for (int k = 0; k < 4; ++k) y[n][k] *= exp2f(rounded(c_row[k / 2]));
       // Tokens of this chunk, 16 at a time up to the diagonal: scores, decays, and the product with x.
       for (int block = 0; block <= warp; ++block) {
         float scores[2][4] = {};
-#pragma unroll
+#pragma unroll unrolled
         for (int k = 0; k < N / 16; ++k) {
-          unsigned a[4], b[4];
-          mma::load_matrices(a, C_tile + swizzled<N>(warp * 16 + lane % 16, 2 * k + lane / 16));
-          mma::load_matrices(b, B_tile + swizzled<N>(block * 16 + lane % 16, 2 * k + lane / 16));
-          mma::multiply_add<T>(scores[0], a, b[0], b[2]);
-          mma::multiply_add<T>(scores[1], a, b[1], b[3]);
+          mma::Right<T> b[2];
+          mma::load_right<T, N>(b, B_tile, block * 16, k * 16, lane);
+          mma::multiply_add(scores, mma::load_left<T, N>(C_tile, warp * 16, k * 16, lane), b);
         }
 #pragma unroll
         for (int n = 0; n < 2; ++n)
 #pragma unroll
           for (int k = 0; k < 4; ++k) {
             const int j = block * 16 + n * 8 + 2 * (lane % 4) + k % 2, i = row + (k / 2) * 8;
-            scores[n][k] = j <= i ? scores[n][k] * exp2f(c_row[k / 2] - c[j]) * steps[j] : 0.0f;
+            scores[n][k] = j <= i ? scores[n][k] * exp2f(difference(c_row[k / 2], c[j])) * steps[j] : 0.0f;
           }
-        const unsigned a[4] = {mma::pack<T>(scores[0][0], scores[0][1]), mma::pack<T>(scores[0][2], scores[0][3]),
-                               mma::pack<T>(scores[1][0], scores[1][1]), mma::pack<T>(scores[1][2], scores[1][3])};
+        const auto a = mma::left_of<T>(scores);
 #pragma unroll
         for (int n = 0; n < 8; n += 2) {
-          unsigned b[4];
-          mma::load_matrices_transposed(b, x_tile + swizzled<P>(block * 16 + lane % 16, n + lane / 16));
-          mma::multiply_add<T>(y[n], a, b[0], b[1]);
-          mma::multiply_add<T>(y[n + 1], a, b[2], b[3]);
+          mma::Right<T> b[2];
+          mma::load_right_rows<T, P>(b, x_tile, block * 16, n * 8, lane);
+          mma::multiply_add(y + n, a, b);
         }
       }
       // D x and the gate; then out in whole rows, through the warp's own rows of C, which have served.
@@ -218,7 +246,7 @@ __global__ void __launch_bounds__(128) ssd_segment_kernel(DeviceInputs<T> in, De
           float first = y[n][2 * half_row], second = y[n][2 * half_row + 1];
           if (in.D != nullptr) {
             const float2 value =
-                mma::unpack<T>(*reinterpret_cast<const unsigned*>(x_tile + swizzled<P>(i, n) + 2 * (lane % 4)));
+                mma::unpack<T>(*reinterpret_cast<const pair_t<T>*>(x_tile + pair_at<T, P>(i, n, lane % 4)));
             const accumulate_t<T>* D = in.D + head * in.D_head + column * in.D_channel;
             first += D[0] * value.x;
             second += D[in.D_channel] * value.y;
@@ -226,82 +254,42 @@ __global__ void __launch_bounds__(128) ssd_segment_kernel(DeviceInputs<T> in, De
           const Index token = Index{chunk} * Q + i;
           if (in.z != nullptr && token < in.length) {
             const T* z = in.z + batch * in.z_batch + token * in.z_token + head * in.z_head + column;
-            const float2 gate = mma::unpack<T>(*reinterpret_cast<const unsigned*>(z));
+            const float2 gate = mma::unpack<T>(*reinterpret_cast<const pair_t<T>*>(z));
             first *= silu(gate.x);
             second *= silu(gate.y);
           }
-          *reinterpret_cast<unsigned*>(rows + swizzled<P>(lane / 4 + half_row * 8, n) + 2 * (lane % 4)) =
+          *reinterpret_cast<pair_t<T>*>(rows + pair_at<T, P>(lane / 4 + half_row * 8, n, lane % 4)) =
               mma::pack<T>(first, second);
         }
       __syncwarp();
-      for (int i = lane; i < 16 * P / 8; i += 32) {
-        const int r = i / (P / 8), unit = i % (P / 8);
+      for (int i = lane; i < 16 * P / per_unit; i += 32) {
+        const int r = i / (P / per_unit), unit = i % (P / per_unit);
         const Index token = Index{chunk} * Q + warp * 16 + r;
         if (token < in.length)
           *reinterpret_cast<uint4*>(to.out + batch * to.out_batch + token * to.out_token + head * to.out_head +
-                                    unit * 8) = *reinterpret_cast<const uint4*>(rows + swizzled<P>(r, unit));
+                                    unit * per_unit) = *reinterpret_cast<const uint4*>(rows + unit_at<T, P>(r, unit));
       }
     }
 
     // The state after this chunk.
-    const float kept = exp2f(c_end);
-#pragma unroll
-    for (int m = 0; m < m_tiles; ++m)
-#pragma unroll
-      for (int n = 0; n < 8; ++n)
-#pragma unroll
-        for (int k = 0; k < 4; ++k) state[m][n][k] *= kept;
-#pragma unroll
-    for (int k = 0; k < Q / 16; ++k) {
-      const int j = k * 16 + 2 * (lane % 4);
-      const float weight[4] = {exp2f(c_end - c[j]) * steps[j], exp2f(c_end - c[j + 1]) * steps[j + 1],
-                               exp2f(c_end - c[j + 8]) * steps[j + 8], exp2f(c_end - c[j + 9]) * steps[j + 9]};
-      unsigned a[m_tiles][4];
-#pragma unroll
-      for (int m = 0; m < m_tiles; ++m) {
-        // Rows of B are tokens: transposed, they are the columns of the state's left factor.
-        mma::load_matrices_transposed(a[m], B_tile + swizzled<N>(k * 16 + lane % 8 + (lane / 16) * 8,
-                                                                 (warp * (N / 4) + m * 16) / 8 + lane / 8 % 2));
-#pragma unroll
-        for (int r = 0; r < 4; ++r) {
-          const float2 value = mma::unpack<T>(a[m][r]);
-          a[m][r] = mma::pack<T>(value.x * weight[r / 2 * 2], value.y * weight[r / 2 * 2 + 1]);
-        }
-      }
-#pragma unroll
-      for (int n = 0; n < 8; n += 2) {
-        unsigned b[4];
-        mma::load_matrices_transposed(b, x_tile + swizzled<P>(k * 16 + lane % 16, n + lane / 16));
-#pragma unroll
-        for (int m = 0; m < m_tiles; ++m) {
-          mma::multiply_add<T>(state[m][n], a[m], b[0], b[1]);
-          mma::multiply_add<T>(state[m][n + 1], a[m], b[2], b[3]);
-        }
-      }
-    }
-    total += c_end;
-    if constexpr (Output) {
-      __syncthreads();  // nobody reads the old state any more
-      publish_state();
-    }
+    state.scale(exp2f(rounded(c_end)));
+    state.template add_products<Q>(B_tile, x_tile, [&](int j) { return exp2f(difference(c_end, c[j])) * steps[j]; });
+    total += rounded(c_end);
+    if (Output || stages == 1) __syncthreads();  // nobody reads the old state, or the only buffer, any more
+    if (stages == 1 && chunk + 1 < last_chunk) start_loading(chunk + 1);
+    if (chunk + 1 < last_chunk) compute_decays(chunk + 1);
+    if constexpr (Output) state.store(state_tile);
   }
 
   // What the segment leaves behind.
   const bool to_final = Output && to.final_state != nullptr && segment + 1 == segments.count;
   if (!Output || to_final)
-#pragma unroll
-    for (int m = 0; m < m_tiles; ++m)
-#pragma unroll
-      for (int n = 0; n < 8; ++n)
-#pragma unroll
-        for (int k = 0; k < 4; ++k) {
-          const int row = warp * (N / 4) + m * 16 + (k / 2) * 8 + lane / 4, column = n * 8 + 2 * (lane % 4) + k % 2;
-          if (to_final)
-            to.final_state[batch * to.state_batch + head * to.state_head + column * to.state_channel + row] =
-                state[m][n][k];
-          else
-            segments.states[(slot * N + row) * P + column] = state[m][n][k];
-        }
+    state.for_each([&](int row, int column, float& value) {
+      if (to_final)
+        to.final_state[batch * to.state_batch + head * to.state_head + column * to.state_channel + row] = value;
+      else
+        segments.states[(slot * N + row) * P + column] = value;
+    });
   if (!Output && threadIdx.x == 0) segments.decays[slot] = exp2f(total);
 }
 
@@ -481,20 +469,30 @@ __global__ void __launch_bounds__(128) ssd_large_state_kernel(DeviceInputs<T> in
 // Launchers
 // ------------------------------------------------------------------------------------------------------------
 
+inline int device_attribute(cudaDeviceAttr attribute) {
+  int value = 0;
+  cuda_runtime::check(cudaDeviceGetAttribute(&value, attribute, cuda_runtime::current_stream().device),
+                      "cudaDeviceGetAttribute");
+  return value;
+}
+
 /// Whether the tensor-core path can take the inputs.
 template <class T>
 bool tensor_cores_take(const Inputs<T, cuda>& in, const OutputViews<T, cuda>& to) {
-  if constexpr (!std::is_same_v<T, bfloat16> && !std::is_same_v<T, half>) {
+  if constexpr (std::is_same_v<T, double>) {
     return false;
   } else {
     const auto aligned = [](const auto& view) {
       if (!view) return true;
       bool good = reinterpret_cast<std::uintptr_t>(view.data()) % 16 == 0;
-      for (int axis = 0; axis < 3; ++axis) good = good && (view.extent(axis) == 1 || view.stride(axis) % 8 == 0);
+      for (int axis = 0; axis < 3; ++axis)
+        good = good && (view.extent(axis) == 1 || view.stride(axis) % Index{16 / sizeof(T)} == 0);
       return good;
     };
     const Index n = in.B.extent(3);
+    const int bytes = n == 64 ? SegmentMemory<T, 64>::bytes : SegmentMemory<T, 128>::bytes;
     return in.x.extent(1) > 0 && in.x.extent(3) == 64 && (n == 64 || n == 128) &&
+           bytes <= device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) &&
            aligned(View<const T, 4, cuda>(in.x)) && aligned(View<const T, 4, cuda>(in.B)) &&
            aligned(View<const T, 4, cuda>(in.C)) && aligned(in.z) && aligned(View<T, 4, cuda>(to.out));
   }
@@ -504,10 +502,7 @@ bool tensor_cores_take(const Inputs<T, cuda>& in, const OutputViews<T, cuda>& to
 /// so they are few and not short.
 inline Segments cut(const Sizes& s) {
   constexpr Index Q = tile_tokens;
-  int processors = 0;
-  cuda_runtime::check(
-      cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, cuda_runtime::current_stream().device),
-      "cudaDeviceGetAttribute");
+  const int processors = device_attribute(cudaDevAttrMultiProcessorCount);
   const Index chunks = (s.length + Q - 1) / Q, sequences = s.batch * s.nheads;
   const Index wanted = 2 * processors / (sequences > 0 ? sequences : 1);
   Segments segments;
@@ -521,8 +516,7 @@ template <class T, int N>
 void launch_segments(const DeviceInputs<T>& in, const DeviceOutputs<T>& to, const Sizes& s,
                      Workspace<cuda>& workspace) {
   const auto stream = cuda_runtime::current_stream();
-  constexpr int Q = tile_tokens, P = 64;
-  constexpr std::size_t bytes = (2 * (2 * Q * N + Q * P) + N * P) * sizeof(T) + 4 * 2 * Q * sizeof(float);
+  constexpr int P = 64, bytes = SegmentMemory<T, N>::bytes;
   Segments segments = cut(s);
   const Index blocks = s.batch * s.nheads * segments.count;
   require(blocks < (Index{1} << 31), "ssd: a batch of this size does not fit into one launch");
@@ -531,7 +525,7 @@ void launch_segments(const DeviceInputs<T>& in, const DeviceOutputs<T>& to, cons
     segments.states = workspace.template take<float>(blocks * N * P);
     segments.decays = workspace.template take<float>(blocks);
     const auto kernel = ssd_segment_kernel<T, N, false>;
-    cuda_runtime::check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int{bytes}),
+    cuda_runtime::check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
                         "cudaFuncSetAttribute");
     kernel<<<grid, 128, bytes, stream.handle>>>(in, to, segments);
     cuda_runtime::check_launch("ssd_segment_kernel (states)");
@@ -539,7 +533,7 @@ void launch_segments(const DeviceInputs<T>& in, const DeviceOutputs<T>& to, cons
     cuda_runtime::check_launch("ssd_segment_states_kernel");
   }
   const auto kernel = ssd_segment_kernel<T, N, true>;
-  cuda_runtime::check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int{bytes}),
+  cuda_runtime::check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
                       "cudaFuncSetAttribute");
   kernel<<<grid, 128, bytes, stream.handle>>>(in, to, segments);
   cuda_runtime::check_launch("ssd_segment_kernel");
@@ -575,7 +569,7 @@ void launch_recurrence(const DeviceInputs<T>& in, const DeviceOutputs<T>& to, co
 /// Bytes of workspace that forward takes on the current stream's GPU.
 template <class T>
 std::size_t workspace_bytes(const Inputs<T, cuda>& in, const Options&) {
-  if constexpr (sizeof(T) != 2) {
+  if constexpr (std::is_same_v<T, double>) {
     return 0;
   } else {
     const Sizes s = sizes(in);
@@ -583,7 +577,7 @@ std::size_t workspace_bytes(const Inputs<T, cuda>& in, const Options&) {
     const Index slots = s.batch * s.nheads * detail::cut(s).count;
     const std::size_t general =
         Workspace<cuda>::bytes_of<float>(slots * s.headdim * s.d_state) + Workspace<cuda>::bytes_of<float>(slots);
-    const std::size_t hopper = detail::Walk(s).bytes(s.d_state);
+    const std::size_t hopper = sizeof(T) == 2 ? detail::Walk(s).bytes(s.d_state) : 0;
     return general > hopper ? general : hopper;
   }
 }
@@ -602,14 +596,16 @@ void forward(const Inputs<T, cuda>& in, const Options& options, const std::type_
   const detail::DeviceInputs<T> inputs(in, options);
   const detail::DeviceOutputs<T> outputs(to);
   const auto launch = [&] {
-    if constexpr (std::is_same_v<T, bfloat16> || std::is_same_v<T, half>) {
-      if (detail::tensor_cores_take(in, to)) {
-        if (s.d_state == 64)
-          return detail::hopper_takes<T, 64>(in, to) ? detail::launch_hopper<T, 64>(in, to, inputs, outputs, workspace)
-                                                     : detail::launch_segments<T, 64>(inputs, outputs, s, workspace);
-        return detail::hopper_takes<T, 128>(in, to) ? detail::launch_hopper<T, 128>(in, to, inputs, outputs, workspace)
-                                                    : detail::launch_segments<T, 128>(inputs, outputs, s, workspace);
-      }
+    if constexpr (!std::is_same_v<T, double>) {
+      const auto on_tensor_cores = [&]<int N>(std::integral_constant<int, N>) {
+        if constexpr (sizeof(T) == 2)
+          if (detail::hopper_takes<T, N>(in, to))
+            return detail::launch_hopper<T, N>(in, to, inputs, outputs, workspace);
+        detail::launch_segments<T, N>(inputs, outputs, s, workspace);
+      };
+      if (detail::tensor_cores_take(in, to))
+        return s.d_state == 64 ? on_tensor_cores(std::integral_constant<int, 64>())
+                               : on_tensor_cores(std::integral_constant<int, 128>());
     }
     detail::launch_recurrence(inputs, outputs, s);
   };
