@@ -13,5 +13,8 @@ template void step(const StepInputs<bfloat16, cuda>&, const View<float, 4, cuda>
                    const View<bfloat16, 4, cuda>&);
 template void step(const StepInputs<half, cuda>&, const View<float, 4, cuda>&, const Options&,
                    const View<half, 4, cuda>&);
+// States of 16 bits.
+template void step(const StepInputs<bfloat16, cuda>&, const View<bfloat16, 4, cuda>&, const Options&,
+                   const View<bfloat16, 4, cuda>&);
 
 }  // namespace diffmamba::ssd

@@ -115,6 +115,33 @@ TEST_SUITE("on a GPU" * doctest::skip(cuda_runtime::device_count() == 0)) {
       }
   }
 
+  TEST_CASE("states of 16 bits: a step is one of float states, rounded; many stay close") {
+    for (const Shape& shape : {Shape{2, 1, 4, 64, 1, 128}, Shape{40, 1, 16, 64, 2, 64}, Shape{3, 1, 8, 63, 1, 32},
+                               Shape{5, 1, 2, 9, 1, 16}, Shape{2, 1, 4, 7, 2, 19}, Shape{2, 200, 4, 64, 1, 128}}) {
+      CAPTURE(shape.d_state);
+      CAPTURE(shape.length);
+      const Data<bfloat16> data(shape, everything);
+      const OnGpu<bfloat16> operands(data);
+      const Extents<4> states{shape.batch, shape.nheads, shape.headdim, shape.d_state};
+      auto narrow = to<cuda>(to_tensor<bfloat16>(random_tensor<float>(states, 20).view()));
+      auto wide_state = to_tensor<float>(std::as_const(narrow).view());
+      auto again = narrow;
+      const auto in = operands.tokens(0, shape.length);
+      auto out = Tensor<bfloat16, 4, cuda>::uninitialized(in.x.extents()), repeated = out, want = out;
+      for (Index t = 0; t < shape.length; ++t) {
+        const auto one = operands.tokens(t, t + 1);
+        ssd::step(one, narrow.view(), options, out.view().slice<1>(t, t + 1));
+        ssd::step(one, again.view(), options, repeated.view().slice<1>(t, t + 1));
+        ssd::step(one, wide_state.view(), options, want.view().slice<1>(t, t + 1));
+      }
+      CHECK(relative_error(wide(to<cpu>(out)), wide(to<cpu>(want))) < (shape.length > 1 ? 2e-2 : 4e-3));
+      CHECK(relative_error(wide(to<cpu>(narrow)), converted<double>(to<cpu>(wide_state))) <
+            (shape.length > 1 ? 2e-2 : 4e-3));
+      CHECK(same_bits(to<cpu>(out), to<cpu>(repeated)));
+      CHECK(same_bits(to<cpu>(narrow), to<cpu>(again)));
+    }
+  }
+
   TEST_CASE_TEMPLATE("steps on a GPU find their slots, and padding touches none", T, float, double) {
     for (const Index d_state : {Index{64}, Index{6}}) {
       const Shape shape{3, 1, 2, 5, 1, d_state};

@@ -140,6 +140,9 @@ class Mamba2Core {
   using Weights = Mamba2Weights<const T, const R, D>;
   using WeightGradients = Mamba2Weights<R, R, D>;
 
+  /// Whether states may be kept in 16 bits.
+  static constexpr bool shortens = std::is_same_v<D, cuda> && std::is_same_v<T, bfloat16>;
+
   struct Options {  // of the scan and the norm, as in Mamba2Options
     Index chunk_size = 256;
     double dt_min = 0.0, dt_max = std::numeric_limits<double>::infinity();
@@ -164,8 +167,16 @@ class Mamba2Core {
   /// official layout).
   struct State {
     Tensor<R, 3, D> conv_state;                // (batch, paths * conv_dim, d_conv)
-    Tensor<R, 4, D> ssm_state;                 // (batch, paths * nheads, headdim, d_state)
+    Tensor<R, 4, D> ssm_state;                 // (batch, paths * nheads, headdim, d_state); empty once shortened
     std::shared_ptr<const Tensor<R, 1, D>> A;  // of the parameters as they were when the state was made
+    Tensor<T, 4, D> short_ssm_state = {};      // the same in 16 bits, once shortened
+
+    /// Keeps ssm_state in 16 bits from now on; see ssd::step.
+    void shorten() requires(shortens) {
+      if (short_ssm_state) return;
+      short_ssm_state = to_tensor<T>(std::as_const(ssm_state).view());
+      ssm_state = {};
+    }
   };
 
   explicit Mamba2Core(const Mamba2Options& o, Index paths = 1)
@@ -193,7 +204,7 @@ class Mamba2Core {
     saved.zxbcdt = std::move(zxbcdt);
     auto conv_out = Tensor<T, 3, D>::uninitialized(shape(saved.zxbcdt, sizes_.conv_dim()));
     if (w.norm_weight) saved.y = Tensor<T, 3, D>::uninitialized(shape(saved.zxbcdt, sizes_.d_ssm));
-    auto gated = run(w, saved.zxbcdt.view(), conv_out.view(), &saved, {}, {});
+    auto gated = run(w, saved.zxbcdt.view(), conv_out.view(), &saved, {}, {}, {});
     if (!options_.recompute_convolution) saved.conv_out = std::move(conv_out);
     return gated;
   }
@@ -202,11 +213,20 @@ class Mamba2Core {
   Tensor<T, 3, D> forward(const Weights& w, Tensor<T, 3, D> zxbcdt, State* state = nullptr) const {
     if (state != nullptr && zxbcdt.extent(1) <= step_tokens) return step(w, zxbcdt.view(), *state);
     auto conv_out = Tensor<T, 3, D>::uninitialized(shape(zxbcdt, sizes_.conv_dim()));
-    if (state == nullptr) return run(w, zxbcdt.view(), conv_out.view(), nullptr, {}, {});
+    if (state == nullptr) return run(w, zxbcdt.view(), conv_out.view(), nullptr, {}, {}, {});
     check(*state, zxbcdt.extent(0));
-    auto final_state = Tensor<R, 4, D>::uninitialized(state->ssm_state.extents());
-    auto out = run(w, zxbcdt.view(), conv_out.view(), nullptr, state, final_state.view());
+    Tensor<R, 4, D> widened;
+    if constexpr (shortens)
+      if (state->short_ssm_state) widened = to_tensor<R>(std::as_const(state->short_ssm_state).view());
+    const View<const R, 4, D> before = widened ? widened.view() : state->ssm_state.view();
+    auto final_state = Tensor<R, 4, D>::uninitialized(before.extents());
+    auto out = run(w, zxbcdt.view(), conv_out.view(), nullptr, state, before, final_state.view());
     remember_inputs<T>(Cut<const T>(sizes_, std::as_const(zxbcdt).view()).xBC, state->conv_state.view());
+    if constexpr (shortens)
+      if (widened) {
+        copy(final_state, state->short_ssm_state);
+        return out;
+      }
     copy(final_state, state->ssm_state);  // a state keeps its memory: what steps it may be a captured graph
     return out;
   }
@@ -239,7 +259,7 @@ class Mamba2Core {
       const Cut<const T> in(s, std::as_const(zxbcdt).view());
       auto scan = step_inputs(scan_inputs(w, in, CutConv<const T>(s, in.xBC), state.A->view(), {}));
       scan.z = heads(in.z);
-      ssd::step(scan, state.ssm_state.view(), scan_options(), heads(gated.view()));
+      advance(scan, state, heads(gated.view()));
       auto out = Tensor<T, 3, D>::uninitialized(Extents{batch, one, out_weight.extent(0)});
       normed_linear::forward(last, as_rows(out));
       return out;
@@ -428,16 +448,25 @@ class Mamba2Core {
             .z = in.z,
             .dt_bias = in.dt_bias};
   }
+  /// One scan over a few tokens, the states in place.
+  void advance(const ssd::StepInputs<T, D>& scan, State& state, const View<T, 4, D>& out) const {
+    if constexpr (shortens)
+      if (state.short_ssm_state) return ssd::step(scan, state.short_ssm_state.view(), scan_options(), out);
+    ssd::step(scan, state.ssm_state.view(), scan_options(), out);
+  }
   void check(const State& state, Index batch) const {
     const auto& s = sizes_;
     require_shape("mamba2", "conv_state", state.conv_state.view(), Extents{batch, s.paths * s.conv_dim(), s.d_conv});
-    require_shape("mamba2", "ssm_state", state.ssm_state.view(),
-                  Extents{batch, s.paths * s.nheads, s.headdim, s.d_state});
+    const Extents states{batch, s.paths * s.nheads, s.headdim, s.d_state};
+    if (state.short_ssm_state)
+      require_shape("mamba2", "short_ssm_state", state.short_ssm_state.view(), states);
+    else
+      require_shape("mamba2", "ssm_state", state.ssm_state.view(), states);
     require(state.A != nullptr, "mamba2: a state that make_state did not make");
   }
 
   Tensor<T, 3, D> run(const Weights& w, const View<const T, 3, D>& zxbcdt, const View<T, 3, D>& conv_out, Saved* saved,
-                      const State* from, const View<R, 4, D>& final_state) const {
+                      const State* from, const View<const R, 4, D>& before, const View<R, 4, D>& final_state) const {
     const auto& s = sizes_;
     const Index batch = zxbcdt.extent(0), length = zxbcdt.extent(1);
     const Cut<const T> in(s, zxbcdt);
@@ -453,8 +482,8 @@ class Mamba2Core {
       Tensor<R, 1, D> made;
       if (from == nullptr) made = negative_exp(w.A_log);
       const auto A = from != nullptr ? from->A->view() : std::as_const(made).view();
-      const auto scan = scan_inputs(w, in, CutConv<const T>(s, conv_out), A,
-                                    from != nullptr ? from->ssm_state.view() : initial_state(w, batch));
+      const auto scan =
+          scan_inputs(w, in, CutConv<const T>(s, conv_out), A, from != nullptr ? before : initial_state(w, batch));
       Workspace<D> workspace(ssd::workspace_bytes(scan, scan_options()));
       ssd::forward(scan, scan_options(), {.out = y, .final_state = final_state},
                    saved != nullptr ? &saved->scan : nullptr, workspace);
@@ -493,7 +522,7 @@ class Mamba2Core {
     const CutConv<T> conv(s, conv_out.view());
     const auto full = scan_inputs(w, in, CutConv<const T>(s, conv_out.view()), state.A->view(), {});
     const View<T, 4, D> y = w.norm_weight ? conv.x : heads(out);
-    ssd::step(step_inputs(full), state.ssm_state.view(), scan_options(), y);
+    advance(step_inputs(full), state, y);
     if (w.norm_weight) normalize(w, y, in.z, out, nullptr);
     return gated;
   }

@@ -264,9 +264,9 @@ void check(const Inputs<T, DeviceType>& in, const Saved<T, DeviceType>& saved,
   require_operand(op, "dinitial_state", gradients.dinitial_state, state);
 }
 
-template <class T, Device DeviceType>
-void check(const StepInputs<T, DeviceType>& in, const View<accumulate_t<T>, 4, DeviceType>& ssm_state,
-           const Options& options, const View<T, 4, DeviceType>& out) {
+template <class T, class S, Device DeviceType>
+void check(const StepInputs<T, DeviceType>& in, const View<S, 4, DeviceType>& ssm_state, const Options& options,
+           const View<T, 4, DeviceType>& out) {
   constexpr const char* op = "ssd::step";
   check(options, op);
   check_operands(in, op);
@@ -301,6 +301,12 @@ void forward(const Inputs<T, cuda>& in, const Options& options,
 template <class T>
 void step(const StepInputs<T, cuda>& in, const std::type_identity_t<View<accumulate_t<T>, 4, cuda>>& ssm_state,
           const Options& options, const std::type_identity_t<View<T, 4, cuda>>& out);
+/// With states that memory keeps in 16 bits: half the way, and a rounding at every token. Increments of less than half
+/// a unit in the last place are lost, so that what decays slowly stops growing at about 2^8 (bfloat16) of them.
+template <class T>
+requires(sizeof(T) == 2) void step(const StepInputs<T, cuda>& in,
+                                   const std::type_identity_t<View<T, 4, cuda>>& ssm_state, const Options& options,
+                                   const std::type_identity_t<View<T, 4, cuda>>& out);
 
 // ssd_backward.cuh
 template <class T>

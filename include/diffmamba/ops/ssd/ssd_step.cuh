@@ -6,22 +6,26 @@
 
 #include "diffmamba/device/cuda.cuh"
 #include "diffmamba/device/overlap.cuh"
+#include "diffmamba/device/pack.cuh"
 #include "diffmamba/ops/ssd/ssd.hpp"
 
 /// Decoding on an NVIDIA GPU: memory is what it costs, so every state is read and written once, whatever the number of
 /// tokens. A row of the state (a channel of a head) lies in the registers of some lanes of a warp, 16 bytes each, while
-/// its tokens pass; B and C come out of the first-level cache. How many rows a warp owns follows from the batch: one
-/// keeps all multiprocessors busy for a single sequence, four or eight have more loads in flight.
+/// its tokens pass, in float also where memory has 16 bits; B and C come out of the first-level cache. How many rows a
+/// warp owns follows from the batch: one keeps all multiprocessors busy for a single sequence, four or eight have more
+/// loads in flight.
 namespace diffmamba::ssd {
 namespace detail {
 
-/// What the kernels need: pointers and strides, in elements.
-template <class T>
+using namespace diffmamba::detail;
+
+/// What the kernels need: pointers and strides, in elements. S: of the states in memory.
+template <class T, class S>
 struct StepOperands {
   const T *x, *dt, *B, *C, *z;
   const accumulate_t<T>*A, *D, *dt_bias;
   const Index* slots;  // or null
-  accumulate_t<T>* state;
+  S* state;
   T* out;
   Index x_batch, x_token, x_head, dt_batch, dt_token, dt_head, B_batch, B_token, B_group, C_batch, C_token, C_group;
   Index z_batch, z_token, z_head, D_head, D_channel, state_slot, state_head, state_channel, out_batch, out_token,
@@ -30,7 +34,7 @@ struct StepOperands {
   int tokens, nheads, headdim, d_state, heads_per_group;
   Options options;
 
-  StepOperands(const StepInputs<T, cuda>& in, const View<accumulate_t<T>, 4, cuda>& ssm_state, const Options& how,
+  StepOperands(const StepInputs<T, cuda>& in, const View<S, 4, cuda>& ssm_state, const Options& how,
                const View<T, 4, cuda>& to)
       : x(in.x.data()),
         dt(in.dt.data()),
@@ -89,19 +93,17 @@ struct StepOperands {
   }
 };
 
-/// Four neighbours in memory.
-template <class T>
-struct alignas(4 * sizeof(T)) Four {
-  T value[4];
-};
+/// Elements of a row that a lane holds.
+template <class S>
+inline constexpr int step_lane = pack_size<S>;
 
 // CUDA kernels
 
-/// d_state = 4 Lanes: `Lanes` lanes hold a row, a warp owns Rows times 32 / Lanes rows of one head, which lie apart by
-/// 32 / Lanes. grid: warps over (batch, nheads, pieces of a head).
-template <class T, int Lanes, int Rows>
-__global__ void __launch_bounds__(128) ssd_step_kernel(StepOperands<T> in) {
-  constexpr int side_by_side = 32 / Lanes;
+/// d_state = Lanes * step_lane: `Lanes` lanes hold a row, a warp owns Rows times 32 / Lanes rows of one head, which lie
+/// apart by 32 / Lanes. grid: warps over (batch, nheads, pieces of a head).
+template <class T, class S, int Lanes, int Rows>
+__global__ void __launch_bounds__(128) ssd_step_kernel(StepOperands<T, S> in) {
+  constexpr int side_by_side = 32 / Lanes, each = step_lane<S>;
   const int lane = static_cast<int>(threadIdx.x) % 32, part = lane % Lanes;
   const int pieces = (in.headdim + Rows * side_by_side - 1) / (Rows * side_by_side);
   const Index item = Index{blockIdx.x} * 4 + threadIdx.x / 32;
@@ -115,28 +117,31 @@ __global__ void __launch_bounds__(128) ssd_step_kernel(StepOperands<T> in) {
     for (int r = 0; r < Rows; ++r)
       if (const int p = first + r * side_by_side; p < in.headdim)
         cuda_runtime::prefetch_to_l2(in.state + b * in.state_slot + h * in.state_head + p * in.state_channel,
-                                     4 * Lanes * sizeof(float));
+                                     Lanes * 16);
+  }
+  if (lane == 0) {
+    cuda_runtime::touch(in.A + h);
+    if (in.dt_bias != nullptr) cuda_runtime::touch(in.dt_bias + h);
+    if (in.D != nullptr) cuda_runtime::touch(in.D + h * in.D_head);
   }
   cuda_runtime::wait_for_earlier_kernels();
   const Index slot = in.slot(b);
-  float4 state[Rows];
-  float4* const place =
-      reinterpret_cast<float4*>(in.state + (slot < 0 ? 0 : slot) * in.state_slot + h * in.state_head) + part;
-  const Index row_stride = in.state_channel / 4;
+  float state[Rows][each];
+  S* const place = in.state + (slot < 0 ? 0 : slot) * in.state_slot + h * in.state_head + part * each;
 #pragma unroll
   for (int r = 0; r < Rows; ++r) {
     const int p = first + r * side_by_side;
-    state[r] = slot >= 0 && p < in.headdim ? place[p * row_stride] : float4{};
+    const bool there = slot >= 0 && p < in.headdim;
+    (there ? load_pack<each>(place + p * in.state_channel) : zero_pack<each, S>()).widen(state[r]);
   }
   const float A = in.A[h], bias = in.dt_bias != nullptr ? in.dt_bias[h] : 0.0f;
   for (int t = 0; t < in.tokens; ++t) {
     const float dt =
         discretize(static_cast<float>(in.dt[b * in.dt_batch + t * in.dt_token + h * in.dt_head]), bias, in.options);
     const float kept = decay(dt, A);
-    const auto B =
-        *reinterpret_cast<const Four<T>*>(in.B + b * in.B_batch + t * in.B_token + group * in.B_group + part * 4);
-    const auto C =
-        *reinterpret_cast<const Four<T>*>(in.C + b * in.C_batch + t * in.C_token + group * in.C_group + part * 4);
+    float B[each], C[each];
+    load_pack<each>(in.B + b * in.B_batch + t * in.B_token + group * in.B_group + part * each).widen(B);
+    load_pack<each>(in.C + b * in.C_batch + t * in.C_token + group * in.C_group + part * each).widen(C);
     float value[Rows], y[Rows];
 #pragma unroll
     for (int r = 0; r < Rows; ++r) {
@@ -146,13 +151,15 @@ __global__ void __launch_bounds__(128) ssd_step_kernel(StepOperands<T> in) {
 #pragma unroll
     for (int r = 0; r < Rows; ++r) {
       const float input = dt * value[r];
-      float4& s = state[r];
-      s.x = kept * s.x + input * static_cast<float>(B.value[0]);
-      s.y = kept * s.y + input * static_cast<float>(B.value[1]);
-      s.z = kept * s.z + input * static_cast<float>(B.value[2]);
-      s.w = kept * s.w + input * static_cast<float>(B.value[3]);
-      y[r] = (s.x * static_cast<float>(C.value[0]) + s.y * static_cast<float>(C.value[1])) +
-             (s.z * static_cast<float>(C.value[2]) + s.w * static_cast<float>(C.value[3]));
+      y[r] = 0;
+#pragma unroll
+      for (int e = 0; e < each; e += 4) {
+        float* const s = state[r] + e;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) s[i] = kept * s[i] + input * B[e + i];
+        const float sum = (s[0] * C[e] + s[1] * C[e + 1]) + (s[2] * C[e + 2] + s[3] * C[e + 3]);
+        y[r] = e == 0 ? sum : y[r] + sum;
+      }
     }
 #pragma unroll
     for (int distance = Lanes / 2; distance > 0; distance /= 2)
@@ -173,13 +180,13 @@ __global__ void __launch_bounds__(128) ssd_step_kernel(StepOperands<T> in) {
 #pragma unroll
   for (int r = 0; r < Rows; ++r) {
     const int p = first + r * side_by_side;
-    if (p < in.headdim) place[p * row_stride] = state[r];
+    if (p < in.headdim) store_pack<each>(place + p * in.state_channel, state[r]);
   }
 }
 
 /// Any type, size and alignment: a warp for each row, lanes over d_state.
-template <class T>
-__global__ void __launch_bounds__(128) ssd_step_any_kernel(StepOperands<T> in) {
+template <class T, class S>
+__global__ void __launch_bounds__(128) ssd_step_any_kernel(StepOperands<T, S> in) {
   using Real = accumulate_t<T>;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const Index item = Index{blockIdx.x} * 4 + threadIdx.x / 32;
@@ -187,7 +194,7 @@ __global__ void __launch_bounds__(128) ssd_step_any_kernel(StepOperands<T> in) {
   const int p = static_cast<int>(item % in.headdim), h = static_cast<int>(item / in.headdim % in.nheads);
   const Index b = item / in.headdim / in.nheads, slot = in.slot(b);
   const int group = h / in.heads_per_group;
-  Real* const state = in.state + (slot < 0 ? 0 : slot) * in.state_slot + h * in.state_head + p * in.state_channel;
+  S* const state = in.state + (slot < 0 ? 0 : slot) * in.state_slot + h * in.state_head + p * in.state_channel;
   const Real A = in.A[h], bias = in.dt_bias != nullptr ? in.dt_bias[h] : Real(0);
   for (int t = 0; t < in.tokens; ++t) {
     T* const out = in.out + b * in.out_batch + t * in.out_token + h * in.out_head + p;
@@ -203,8 +210,9 @@ __global__ void __launch_bounds__(128) ssd_step_any_kernel(StepOperands<T> in) {
     const T* const C = in.C + b * in.C_batch + t * in.C_token + group * in.C_group;
     Real y = 0;
     for (int n = lane; n < in.d_state; n += 32) {
-      state[n] = kept * state[n] + dt * value * static_cast<Real>(B[n]);
-      y += state[n] * static_cast<Real>(C[n]);
+      const Real next = kept * static_cast<Real>(state[n]) + dt * value * static_cast<Real>(B[n]);
+      state[n] = static_cast<S>(next);
+      y += next * static_cast<Real>(C[n]);
     }
     for (int distance = 16; distance > 0; distance /= 2) y += __shfl_xor_sync(0xffffffffu, y, distance);
     if (lane == 0) *out = in.gated(y, value, b, t, h, p);
@@ -219,38 +227,41 @@ inline unsigned step_blocks(Index warps) {
   return static_cast<unsigned>(blocks);
 }
 
-template <class T, int Lanes, int Rows>
-void launch_step(const StepOperands<T>& in, CUstream_st* stream) {
+template <class T, class S, int Lanes, int Rows>
+void launch_step_rows(const StepOperands<T, S>& in, CUstream_st* stream) {
   constexpr int rows = Rows * 32 / Lanes;
   const Index pieces = (in.headdim + rows - 1) / rows;
   const unsigned blocks = step_blocks(in.rows / in.headdim * pieces);
+  const auto kernel = ssd_step_kernel<T, S, Lanes, Rows>;
   if (blocks <= 1024) {  // all of them on the GPU at once, and room for the next kernel's
-    cuda_runtime::launch_overlapped("ssd_step_kernel", ssd_step_kernel<T, Lanes, Rows>, blocks, 128, 0, stream, in);
+    cuda_runtime::launch_overlapped("ssd_step_kernel", kernel, blocks, 128, 0, stream, in);
   } else {
-    ssd_step_kernel<T, Lanes, Rows><<<blocks, 128, 0, stream>>>(in);
+    kernel<<<blocks, 128, 0, stream>>>(in);
     cuda_runtime::check_launch("ssd_step_kernel");
   }
 }
 
-template <class T, int Lanes>
-void launch_step(const StepOperands<T>& in, CUstream_st* stream) {
+template <int State, class T, class S>
+void launch_step(const StepOperands<T, S>& in, CUstream_st* stream) {
   // About 16 warps of one row each for every multiprocessor of the largest GPUs: then several rows a warp.
-  const Index warps = in.rows * Lanes / 32;
+  constexpr int lanes = State / step_lane<S>;
+  const Index warps = in.rows * lanes / 32;
   if (warps <= 4096)
-    launch_step<T, Lanes, 1>(in, stream);
+    launch_step_rows<T, S, lanes, 1>(in, stream);
   else if (warps <= 32768)
-    launch_step<T, Lanes, 4>(in, stream);
+    launch_step_rows<T, S, lanes, (lanes < 4 ? lanes : 4)>(in, stream);
   else
-    launch_step<T, Lanes, (Lanes < 8 ? 4 : 8)>(in, stream);
+    launch_step_rows<T, S, lanes, (lanes < 8 ? (lanes < 4 ? lanes : 4) : 8)>(in, stream);
 }
 
-/// Whether rows of states can be read by 16 bytes, and those of B and C by four elements.
-template <class T>
-bool step_is_aligned(const StepOperands<T>& in) {
+/// Whether rows of states can be read by 16 bytes, and those of B and C by as many elements.
+template <class T, class S>
+bool step_is_aligned(const StepOperands<T, S>& in) {
+  constexpr int each = step_lane<S>;
   const auto aligned = [](const void* data, std::size_t unit) {
     return reinterpret_cast<std::uintptr_t>(data) % unit == 0;
   };
-  bool good = aligned(in.state, 16) && aligned(in.B, 4 * sizeof(T)) && aligned(in.C, 4 * sizeof(T));
+  bool good = aligned(in.state, 16) && aligned(in.B, each * sizeof(T)) && aligned(in.C, each * sizeof(T));
   // The stride of an axis of one element says nothing.
   const bool groups = in.nheads > in.heads_per_group, tokens = in.tokens > 1;
   const Index strides[] = {in.state_slot,
@@ -262,8 +273,28 @@ bool step_is_aligned(const StepOperands<T>& in) {
                            tokens ? in.C_token : 0,
                            groups ? in.B_group : 0,
                            groups ? in.C_group : 0};
-  for (const Index stride : strides) good = good && stride % 4 == 0;
+  for (const Index stride : strides) good = good && stride % each == 0;
   return good;
+}
+
+template <class T, class S>
+void step_on_gpu(const StepInputs<T, cuda>& in, const View<S, 4, cuda>& ssm_state, const Options& options,
+                 const View<T, 4, cuda>& out) {
+  check(in, ssm_state, options, out);
+  const auto stream = cuda_runtime::current_stream();
+  const cuda_runtime::DeviceScope scope(stream.device);
+  const StepOperands<T, S> operands(in, ssm_state, options, out);
+  if (operands.rows == 0 || operands.tokens == 0) return;
+  if constexpr (!std::is_same_v<T, double>) {
+    if (step_is_aligned(operands)) {
+      if (operands.d_state == 128) return launch_step<128>(operands, stream.handle);
+      if (operands.d_state == 64) return launch_step<64>(operands, stream.handle);
+      if (operands.d_state == 32) return launch_step<32>(operands, stream.handle);
+      if (operands.d_state == 16) return launch_step<16>(operands, stream.handle);
+    }
+  }
+  ssd_step_any_kernel<<<step_blocks(operands.rows), 128, 0, stream.handle>>>(operands);
+  cuda_runtime::check_launch("ssd_step_any_kernel");
 }
 
 }  // namespace detail
@@ -272,21 +303,13 @@ bool step_is_aligned(const StepOperands<T>& in) {
 template <class T>
 void step(const StepInputs<T, cuda>& in, const std::type_identity_t<View<accumulate_t<T>, 4, cuda>>& ssm_state,
           const Options& options, const std::type_identity_t<View<T, 4, cuda>>& out) {
-  check(in, ssm_state, options, out);
-  const auto stream = cuda_runtime::current_stream();
-  const cuda_runtime::DeviceScope scope(stream.device);
-  const detail::StepOperands<T> operands(in, ssm_state, options, out);
-  if (operands.rows == 0 || operands.tokens == 0) return;
-  if constexpr (!std::is_same_v<T, double>) {
-    if (detail::step_is_aligned(operands)) {
-      if (operands.d_state == 128) return detail::launch_step<T, 32>(operands, stream.handle);
-      if (operands.d_state == 64) return detail::launch_step<T, 16>(operands, stream.handle);
-      if (operands.d_state == 32) return detail::launch_step<T, 8>(operands, stream.handle);
-      if (operands.d_state == 16) return detail::launch_step<T, 4>(operands, stream.handle);
-    }
-  }
-  detail::ssd_step_any_kernel<T><<<detail::step_blocks(operands.rows), 128, 0, stream.handle>>>(operands);
-  cuda_runtime::check_launch("ssd_step_any_kernel");
+  detail::step_on_gpu<T, accumulate_t<T>>(in, ssm_state, options, out);
+}
+template <class T>
+requires(sizeof(T) == 2) void step(const StepInputs<T, cuda>& in,
+                                   const std::type_identity_t<View<T, 4, cuda>>& ssm_state, const Options& options,
+                                   const std::type_identity_t<View<T, 4, cuda>>& out) {
+  detail::step_on_gpu<T, T>(in, ssm_state, options, out);
 }
 
 }  // namespace diffmamba::ssd
