@@ -1,6 +1,6 @@
 // SPDX-FileCopyrightText: 2026 The diffmamba authors
 // SPDX-License-Identifier: Apache-2.0
-#include "diffmamba/math/packet.hpp"
+#include "diffmamba/math/lanes.hpp"
 #include "diffmamba/ops/selective_scan/selective_scan_backward.hpp"
 #include "diffmamba/ops/selective_scan/selective_scan_forward.hpp"
 #include "diffmamba/ops/selective_scan/selective_scan_step.hpp"
@@ -16,14 +16,14 @@ using dm::Index;
 
 /// Our exp2 over 4 KiB, 1/s.
 double exp2_rate() {
-  using P = dm::Packet<float>;
+  using L = dm::Lanes<float>;
   constexpr Index size = 1024, rounds = 4000;
   const Index tiles = 4 * dm::max_threads();
   dm::Tensor<float, 2> x({tiles, size}, -0.5f), y({tiles, size});
   const double seconds = dm::bench::best_seconds(5, [&] {
     dm::parallel_for(tiles, [&](Index t) {
       for (Index round = 0; round < rounds; ++round) {
-        for (Index i = 0; i < size; i += P::width) exp2(P::load(x.view().pointer(t, i))).store(y.view().pointer(t, i));
+        for (Index i = 0; i < size; i += L::size) exp2(L::load(x.view().pointer(t, i))).store(y.view().pointer(t, i));
         benchmark::ClobberMemory();
       }
     });

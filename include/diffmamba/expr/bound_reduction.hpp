@@ -237,7 +237,7 @@ struct Bound<ReductionNode<Op, Keep, Arg, Reduced...>, C, S> {
     const Index chunk = tiles_of(blocks, few) > 32 ? tiles_of(blocks, few) : 32;
     const Index chunks = tiles_of(blocks, chunk);
     if (chunks == 1 || arg.whole_rows()) return add(reader, 0, blocks);
-    C partial[few];
+    C partial[few] = {};
     parallel_for(chunks, [&](Index k) {
       Reader own(arg);
       partial[k] = add(own, k * chunk, (k + 1) * chunk < blocks ? (k + 1) * chunk : blocks);

@@ -2,13 +2,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <Eigen/Core>
-
 #include <algorithm>    // std::min, std::max
 #include <cstddef>      // std::size_t
 #include <type_traits>  // std::is_same_v
 
 #include "diffmamba/core/dtype.hpp"
+#include "diffmamba/core/eigen_core.hpp"
 #include "diffmamba/core/gradient_mode.hpp"
 #include "diffmamba/device/parallel.hpp"
 #include "diffmamba/device/workspace.hpp"
@@ -18,7 +17,10 @@
 // channels at a time, rows in fixed tiles, and sums over rows in a fixed order.
 namespace diffmamba::detail {
 
-/// Channels that are computed together: 64 bytes of the type of sums, whatever the machine's registers are.
+/// Channels that are computed together: 64 bytes of the type of sums, whatever the machine's registers are. Not Lanes
+/// (math/lanes.hpp), which are one register: these operators walk down the rows with a block of channels at a time, so
+/// that a block narrower than a line of memory would fetch every line again, and an array of Eigen's is as many
+/// registers as a line takes.
 template <class A>
 inline constexpr Index lane_count = static_cast<Index>(64 / sizeof(A));
 template <class A>

@@ -2,8 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <Eigen/Core>  // Eigen::Map
-
+#include "diffmamba/core/eigen_core.hpp"  // Eigen::Map
 #include "diffmamba/core/error.hpp"
 #include "diffmamba/tensor/tensor.hpp"
 

@@ -40,7 +40,7 @@ void backward(const Inputs<T, Label>& in, const Saved<T>& saved,
               const std::type_identity_t<View<const accumulate_t<T>, 1>>& dloss,
               const std::type_identity_t<View<T, 2>>& dlogits) {
   using S = accumulate_t<T>;
-  using P = Packet<S>;
+  using L = Lanes<S>;
   const Options& options = saved.options;
   check(in, options);
   const Index rows = in.logits.extent(0), columns = in.logits.extent(1), size = vocabulary(columns, options);
@@ -59,9 +59,9 @@ void backward(const Inputs<T, Label>& in, const Saved<T>& saved,
       const S* x = detail::widen(in.logits.pointer(i), size, buffer);
       S* row = buffer;
       if constexpr (std::is_same_v<T, S>) row = to;
-      const P shift = P::all(saved.logsumexp(i)), factor = P::all(scale);
-      detail::for_packets(x, size,
-                          [&](const P& packet, Index v) { detail::store(exp(packet - shift) * factor, row, v, size); });
+      const L shift = L::all(saved.logsumexp(i)), factor = L::all(scale);
+      detail::for_lanes(x, size,
+                        [&](const L& lanes, Index v) { detail::store(exp(lanes - shift) * factor, row, v, size); });
       detail::finish_gradient(row, size, columns, label, scale, options, to);
     }
   });
@@ -81,7 +81,7 @@ template <class T, class Label>
 void forward_backward(const Inputs<T, Label>& in, const Options& options, const Outputs<T>& outputs,
                       const std::type_identity_t<View<T, 2>>& dlogits, Workspace<cpu>& workspace, double scale = 1) {
   using S = accumulate_t<T>;
-  using P = Packet<S>;
+  using L = Lanes<S>;
   const Index kept = check(in, options);
   const Index rows = in.logits.extent(0), columns = in.logits.extent(1), size = vocabulary(columns, options);
   require_shape("cross_entropy", "loss", outputs.loss, Extents<1>{loss_size(rows, options)});
@@ -106,8 +106,8 @@ void forward_backward(const Inputs<T, Label>& in, const Options& options, const 
       const double score = detail::label_score(x, size, label, options);
       const auto sums = detail::sum_exponentials(x, size, row);
       losses[i] = sums.loss(score);
-      const P factor = P::all(dloss / sums.sum);
-      detail::for_packets(row, size, [&](const P& e, Index v) { detail::store(e * factor, row, v, size); });
+      const L factor = L::all(dloss / sums.sum);
+      detail::for_lanes(row, size, [&](const L& e, Index v) { detail::store(e * factor, row, v, size); });
       detail::finish_gradient(row, size, columns, label, dloss, options, to);
     }
   });

@@ -9,7 +9,7 @@
 
 #include "diffmamba/device/parallel.hpp"
 #include "diffmamba/device/workspace.hpp"
-#include "diffmamba/math/packet.hpp"
+#include "diffmamba/math/lanes.hpp"
 #include "diffmamba/ops/cross_entropy/cross_entropy.hpp"
 
 /// One row after another, in tiles of rows: its maximum, then the sum of exp(x - maximum). The losses of the rows are
@@ -17,25 +17,25 @@
 namespace diffmamba::cross_entropy {
 namespace detail {
 
-/// use(packet, number of the packet's first element) over a row; what fills up the last packet is the lowest number,
+/// use(lanes, number of their first element) over a row; what fills up the last ones is the lowest number,
 /// whose exponential is 0.
 template <class S, class Use>
-void for_packets(const S* row, Index size, Use&& use) {
-  constexpr Index width = Packet<S>::width;
+void for_lanes(const S* row, Index size, Use&& use) {
+  constexpr Index width = Lanes<S>::size;
   Index i = 0;
-  for (; i + width <= size; i += width) use(Packet<S>::load(row + i), i);
+  for (; i + width <= size; i += width) use(Lanes<S>::load(row + i), i);
   if (i == size) return;
   S rest[width];
   std::fill(std::copy_n(row + i, size - i, rest), rest + width, std::numeric_limits<S>::lowest());
-  use(Packet<S>::load(rest), i);
+  use(Lanes<S>::load(rest), i);
 }
-/// Stores a packet at row[i], or as much of it as lies before `size`.
+/// Stores lanes at row[i], or as many of them as lie before `size`.
 template <class S>
-void store(const Packet<S>& packet, S* row, Index i, Index size) {
-  constexpr Index width = Packet<S>::width;
-  if (i + width <= size) return packet.store(row + i);
+void store(const Lanes<S>& lanes, S* row, Index i, Index size) {
+  constexpr Index width = Lanes<S>::size;
+  if (i + width <= size) return lanes.store(row + i);
   S rest[width];
-  packet.store(rest);
+  lanes.store(rest);
   std::copy_n(rest, size - i, row + i);
 }
 
@@ -52,16 +52,16 @@ struct RowSum {
 };
 template <class S>
 RowSum<S> sum_exponentials(const S* x, Index size, S* exponentials) {
-  using P = Packet<S>;
-  P largest = P::all(std::numeric_limits<S>::lowest());
-  for_packets(x, size, [&](const P& packet, Index) { largest = max(largest, packet); });
-  S lanes[P::width];
-  largest.store(lanes);
-  const S maximum = *std::max_element(lanes, lanes + P::width);
-  const P shift = P::all(maximum);
-  P sum = P::all(S(0));
-  for_packets(x, size, [&](const P& packet, Index i) {
-    const P e = exp(packet - shift);
+  using L = Lanes<S>;
+  L largest = L::all(std::numeric_limits<S>::lowest());
+  for_lanes(x, size, [&](const L& lanes, Index) { largest = max(largest, lanes); });
+  S lane[L::size];
+  largest.store(lane);
+  const S maximum = *std::max_element(lane, lane + L::size);
+  const L shift = L::all(maximum);
+  L sum = L::all(S(0));
+  for_lanes(x, size, [&](const L& lanes, Index i) {
+    const L e = exp(lanes - shift);
     sum = sum + e;
     if (exponentials != nullptr) store(e, exponentials, i, size);
   });

@@ -2,13 +2,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <Eigen/Core>   // packet math
 #include <cstring>      // std::memcpy
 #include <type_traits>  // std::is_same_v
 #include <utility>      // std::index_sequence
 
 #include "diffmamba/core/config.hpp"
 #include "diffmamba/core/dtype.hpp"
+#include "diffmamba/core/eigen_core.hpp"  // packet math
 
 /// The inner loops of the matrix product, for one thread (Goto and van de Geijn 2008, "Anatomy of high-performance
 /// matrix multiplication"). A micro-tile of c, `rows` x `columns`, lives in registers: `rows` values of a are

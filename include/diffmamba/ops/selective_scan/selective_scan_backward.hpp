@@ -104,27 +104,27 @@ template <int Count, bool PerToken, class S>
 inline void retreat_lanes(Index lane, Index d_state, const S* A, const S* B, const S* C, const S* dt, const S* dt_u,
                           const S* dy, const S* decays, const S* before, const S* after, S* dh, S* dA, S* dB, S* dC,
                           S* d_dt_u, S* ddt) {
-  using P = Packet<S>;
-  P dt_i[Count], dt_u_i[Count], dy_i[Count];
-  element::TokenSums<P> sums[Count];
+  using L = Lanes<S>;
+  L dt_i[Count], dt_u_i[Count], dy_i[Count];
+  element::TokenSums<L> sums[Count];
   for (int k = 0; k < Count; ++k) {
-    dt_i[k] = P::load(dt + lane + k * P::width);
-    dt_u_i[k] = P::load(dt_u + lane + k * P::width);
-    dy_i[k] = P::load(dy + lane + k * P::width);
-    sums[k] = {P::all(S(0)), P::all(S(0))};
+    dt_i[k] = L::load(dt + lane + k * L::size);
+    dt_u_i[k] = L::load(dt_u + lane + k * L::size);
+    dy_i[k] = L::load(dy + lane + k * L::size);
+    sums[k] = {L::all(S(0)), L::all(S(0))};
   }
   for (Index n = 0; n < d_state; ++n) {
-    P dB_n = P::load(dB + (PerToken ? n * P::width : n * tile_channels + lane));
-    P dC_n = P::load(dC + (PerToken ? n * P::width : n * tile_channels + lane));
+    L dB_n = L::load(dB + (PerToken ? n * L::size : n * tile_channels + lane));
+    L dC_n = L::load(dC + (PerToken ? n * L::size : n * tile_channels + lane));
     for (int k = 0; k < Count; ++k) {
-      const Index i = lane + k * P::width, at = n * tile_channels + i;
+      const Index i = lane + k * L::size, at = n * tile_channels + i;
       if (!PerToken && k > 0) {
-        dB_n = P::load(dB + at);
-        dC_n = P::load(dC + at);
+        dB_n = L::load(dB + at);
+        dC_n = L::load(dC + at);
       }
-      P dh_n = P::load(dh + at), dA_n = P::load(dA + at);
-      element::retreat(dh_n, dy_i[k], P::load(decays + at), P::load(before + at), P::load(after + at), dt_i[k],
-                       dt_u_i[k], P::load(A + at), projection<PerToken>(B, n, i), projection<PerToken>(C, n, i),
+      L dh_n = L::load(dh + at), dA_n = L::load(dA + at);
+      element::retreat(dh_n, dy_i[k], L::load(decays + at), L::load(before + at), L::load(after + at), dt_i[k],
+                       dt_u_i[k], L::load(A + at), projection<PerToken>(B, n, i), projection<PerToken>(C, n, i),
                        sums[k], dA_n, dB_n, dC_n);
       dh_n.store(dh + at);
       dA_n.store(dA + at);
@@ -134,13 +134,13 @@ inline void retreat_lanes(Index lane, Index d_state, const S* A, const S* B, con
       }
     }
     if (PerToken) {
-      dB_n.store(dB + n * P::width);
-      dC_n.store(dC + n * P::width);
+      dB_n.store(dB + n * L::size);
+      dC_n.store(dC + n * L::size);
     }
   }
   for (int k = 0; k < Count; ++k) {
-    sums[k].d_dt_u.store(d_dt_u + lane + k * P::width);
-    sums[k].ddt.store(ddt + lane + k * P::width);
+    sums[k].d_dt_u.store(d_dt_u + lane + k * L::size);
+    sums[k].ddt.store(ddt + lane + k * L::size);
   }
 }
 
@@ -149,7 +149,7 @@ void backward_tile(const Inputs<T>& in, const Saved<T>& saved, const OutputGradi
                    const GradientViews<T>& to, const Tiling& tiling, Index index,
                    const Partials<accumulate_t<T>>& partials, accumulate_t<T>* memory) {
   using S = accumulate_t<T>;
-  using P = Packet<S>;
+  using L = Lanes<S>;
   const Tile tile = tiling.tile<S>(index);
   const BackwardScratch<S> s(memory, tiling.d_state);
   const Index length = tiling.length, d_state = tiling.d_state, lanes = tile.lanes, block = d_state * tile_channels;
@@ -175,14 +175,14 @@ void backward_tile(const Inputs<T>& in, const Saved<T>& saved, const OutputGradi
     if (rows) broadcast_row(rows(t), d_state, block_buffer);
     return block_buffer;
   };
-  constexpr Index lanes_per_state = PerToken ? P::width : tile_channels;
+  constexpr Index lanes_per_state = PerToken ? L::size : tile_channels;
   S* const dB = in.B ? s.dB_lanes : partials.dB_constant(index);
   S* const dC = in.C ? s.dC_lanes : partials.dC_constant(index);
   const auto sum_lanes = [&](const S* from, S* sums) {
     for (Index n = 0; n < d_state; ++n) {
-      P sum = P::load(from + n * lanes_per_state);
+      L sum = L::load(from + n * lanes_per_state);
       if constexpr (!PerToken)
-        for (Index i = P::width; i < lanes; i += P::width) sum = sum + P::load(from + n * lanes_per_state + i);
+        for (Index i = L::size; i < lanes; i += L::size) sum = sum + L::load(from + n * lanes_per_state + i);
       sums[n] = sum.sum();
     }
   };
@@ -205,13 +205,13 @@ void backward_tile(const Inputs<T>& in, const Saved<T>& saved, const OutputGradi
         prefetch_row(rows, t + prefetch_distance, begin + count, tile.width);
       load_row(u_rows(t), tile.width, u, lanes);
       load_row(delta_rows(t), tile.width, raw, lanes);
-      for (Index i = 0; i < lanes; i += P::width) {
-        const P raw_i = P::load(raw + i) + P::load(bias + i), u_i = P::load(u + i);
-        const P dt_i = with_softplus ? softplus(raw_i) : raw_i;
+      for (Index i = 0; i < lanes; i += L::size) {
+        const L raw_i = L::load(raw + i) + L::load(bias + i), u_i = L::load(u + i);
+        const L dt_i = with_softplus ? softplus(raw_i) : raw_i;
         raw_i.store(raw + i);
         dt_i.store(dt + i);
         (dt_i * u_i).store(dt_u + i);
-        (P::load(D + i) * u_i).store(y + i);
+        (L::load(D + i) * u_i).store(y + i);
       }
       const S *B = projection_of(B_rows, t, s.B_row, s.B_lanes), *C = projection_of(C_rows, t, s.C_row, s.C_lanes);
       advance_token<PerToken, true>(lanes, d_state, s.A_log2e, B, C, dt, dt_u, s.states + k * block,
@@ -227,9 +227,9 @@ void backward_tile(const Inputs<T>& in, const Saved<T>& saved, const OutputGradi
       if (dout_rows) load_row(dout_rows(t), tile.width, dy, lanes);
       if (z_rows) {
         load_row(z_rows(t), tile.width, z, lanes);
-        for (Index i = 0; i < lanes; i += P::width) {
-          const P z_i = P::load(z + i), gradient = P::load(dy + i), gate = sigmoid(z_i), one = P::all(S(1));
-          (gradient * P::load(s.y + k * row + i) * gate * multiply_add(z_i, one - gate, one)).store(dz + i);
+        for (Index i = 0; i < lanes; i += L::size) {
+          const L z_i = L::load(z + i), gradient = L::load(dy + i), gate = sigmoid(z_i), one = L::all(S(1));
+          (gradient * L::load(s.y + k * row + i) * gate * multiply_add(z_i, one - gate, one)).store(dz + i);
           (gradient * z_i * gate).store(dy + i);
         }
         if (dz_rows) store_row(dz, tile.width, dz_rows(t));
@@ -239,7 +239,7 @@ void backward_tile(const Inputs<T>& in, const Saved<T>& saved, const OutputGradi
       const S *B = projection_of(B_rows, t, s.B_row, s.B_lanes), *C = projection_of(C_rows, t, s.C_row, s.C_lanes);
       const S *decays = s.decays + k * block, *before = s.states + k * block;
       Index lane = 0;
-      for (; lane + 2 * P::width <= lanes; lane += 2 * P::width)
+      for (; lane + 2 * L::size <= lanes; lane += 2 * L::size)
         retreat_lanes<2, PerToken>(lane, d_state, s.A, B, C, dt, dt_u, dy, decays, before, before + block, s.dh, dA, dB,
                                    dC, d_dt_u, ddt);
       if (lane < lanes)
@@ -248,14 +248,14 @@ void backward_tile(const Inputs<T>& in, const Saved<T>& saved, const OutputGradi
       const Index token = ((tile.column * tiling.batch + tile.batch) * length + t) * d_state;
       if (in.B) sum_lanes(dB, partials.tokens_B + token);
       if (in.C) sum_lanes(dC, partials.tokens_C + token);
-      for (Index i = 0; i < lanes; i += P::width) {
-        const P u_i = P::load(u + i), dy_i = P::load(dy + i), d_dt_u_i = P::load(d_dt_u + i);
-        multiply_add(P::load(dt + i), d_dt_u_i, P::load(D + i) * dy_i).store(du + i);
-        P ddelta_i = multiply_add(u_i, d_dt_u_i, P::load(ddt + i));
-        if (with_softplus) ddelta_i = ddelta_i * softplus_derivative(P::load(raw + i));
+      for (Index i = 0; i < lanes; i += L::size) {
+        const L u_i = L::load(u + i), dy_i = L::load(dy + i), d_dt_u_i = L::load(d_dt_u + i);
+        multiply_add(L::load(dt + i), d_dt_u_i, L::load(D + i) * dy_i).store(du + i);
+        L ddelta_i = multiply_add(u_i, d_dt_u_i, L::load(ddt + i));
+        if (with_softplus) ddelta_i = ddelta_i * softplus_derivative(L::load(raw + i));
         ddelta_i.store(ddelta + i);
-        (P::load(ddelta_bias + i) + ddelta_i).store(ddelta_bias + i);
-        multiply_add(dy_i, u_i, P::load(dD + i)).store(dD + i);
+        (L::load(ddelta_bias + i) + ddelta_i).store(ddelta_bias + i);
+        multiply_add(dy_i, u_i, L::load(dD + i)).store(dD + i);
       }
       if (du_rows) store_row(du, tile.width, du_rows(t));
       if (ddelta_rows) store_row(ddelta, tile.width, ddelta_rows(t));

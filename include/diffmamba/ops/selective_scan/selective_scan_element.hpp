@@ -9,10 +9,10 @@
 #include "diffmamba/core/config.hpp"
 
 // One element of the selective scan, (channel d, state n, token t), forward and backward. Value is a float or a double,
-// on the host or the device, or a Packet of them: every kernel, however it tiles, calls these.
+// on the host or the device, or Lanes of them: every kernel, however it tiles, calls these.
 namespace diffmamba::selective_scan::element {
 
-/// a b + c; the compiler may round once. That of a Packet stands beside it.
+/// a b + c; the compiler may round once. That of Lanes stands beside it.
 template <std::floating_point T>
 DIFFMAMBA_HOST_DEVICE inline T multiply_add(T a, T b, T c) {
   return a * b + c;

@@ -17,7 +17,7 @@ template <bool PerToken, class T>
 void forward_tile(const Inputs<T>& in, const Options& options, const OutputViews<T>& to, Saved<T>* saved,
                   const Tiling& tiling, const Tile& tile, accumulate_t<T>* scratch) {
   using S = accumulate_t<T>;
-  using P = Packet<S>;
+  using L = Lanes<S>;
   const Index length = tiling.length, d_state = tiling.d_state, lanes = tile.lanes, block = d_state * tile_channels;
   S *state = scratch, *A = state + block, *B_lanes = A + block, *C_lanes = B_lanes + block;
   S *B_row = C_lanes + block, *C_row = B_row + d_state;
@@ -40,12 +40,12 @@ void forward_tile(const Inputs<T>& in, const Options& options, const OutputViews
     prefetch_row(out_rows, t + prefetch_distance, length, tile.width);
     load_row(u_rows(t), tile.width, u, lanes);
     load_row(delta_rows(t), tile.width, dt, lanes);
-    for (Index i = 0; i < lanes; i += P::width) {
-      const P raw = P::load(dt + i) + P::load(bias + i), u_i = P::load(u + i);
-      const P dt_i = options.delta_softplus ? softplus(raw) : raw;
+    for (Index i = 0; i < lanes; i += L::size) {
+      const L raw = L::load(dt + i) + L::load(bias + i), u_i = L::load(u + i);
+      const L dt_i = options.delta_softplus ? softplus(raw) : raw;
       dt_i.store(dt + i);
       (dt_i * u_i).store(dt_u + i);
-      (P::load(D + i) * u_i).store(y + i);
+      (L::load(D + i) * u_i).store(y + i);
     }
     const S *B = B_lanes, *C = C_lanes;
     if constexpr (PerToken) {
@@ -58,7 +58,7 @@ void forward_tile(const Inputs<T>& in, const Options& options, const OutputViews
     advance_token<PerToken, false>(lanes, d_state, A, B, C, dt, dt_u, state, state, nullptr, y);
     if (z_rows) {
       load_row(z_rows(t), tile.width, z, lanes);
-      for (Index i = 0; i < lanes; i += P::width) (P::load(y + i) * silu(P::load(z + i))).store(y + i);
+      for (Index i = 0; i < lanes; i += L::size) (L::load(y + i) * silu(L::load(z + i))).store(y + i);
     }
     store_row(y, tile.width, out_rows(t));
     if (saved != nullptr && (t + 1) % checkpoint_interval<cpu> == 0 && t + 1 < length)

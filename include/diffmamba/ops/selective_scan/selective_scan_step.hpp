@@ -12,30 +12,30 @@ namespace detail {
 
 /// The group of `count` neighbouring numbers of one row in the lanes; those past the end are zero.
 template <class S, class T>
-Packet<S> load_lanes(const T* from, Index count) {
+Lanes<S> load_lanes(const T* from, Index count) {
   if constexpr (std::is_same_v<S, T>)
-    if (count == Packet<S>::width) return Packet<S>::load(from);
-  alignas(64) S buffer[Packet<S>::width];
-  load_row(from, count, buffer, Packet<S>::width);
-  return Packet<S>::load(buffer);
+    if (count == Lanes<S>::size) return Lanes<S>::load(from);
+  alignas(64) S buffer[Lanes<S>::size];
+  load_row(from, count, buffer, Lanes<S>::size);
+  return Lanes<S>::load(buffer);
 }
 template <class S>
-void store_lanes(Packet<S> packet, S* to, Index count) {
-  if (count == Packet<S>::width) return packet.store(to);
-  alignas(64) S buffer[Packet<S>::width];
-  packet.store(buffer);
+void store_lanes(Lanes<S> lanes, S* to, Index count) {
+  if (count == Lanes<S>::size) return lanes.store(to);
+  alignas(64) S buffer[Lanes<S>::size];
+  lanes.store(buffer);
   store_row(buffer, count, to);
 }
 
 /// One channel: h moves on in place; returns sum_n C[n] h[n]. A may be one number for all states (stride 0).
 template <class S, class T>
 S step_channel(S* h, const S* A, Index A_stride, const T* B, const T* C, S dt, S dt_u, Index d_state) {
-  using P = Packet<S>;
-  P y = P::all(S(0));
-  for (Index n = 0; n < d_state; n += P::width) {
-    const Index count = std::min<Index>(P::width, d_state - n);
-    const P A_n = (A_stride == 0 ? P::all(*A) : load_lanes<S>(A + n, count)) * P::all(S(element::log2e));
-    const P next = element::advance(load_lanes<S>(h + n, count), element::decay(P::all(dt), A_n), P::all(dt_u),
+  using L = Lanes<S>;
+  L y = L::all(S(0));
+  for (Index n = 0; n < d_state; n += L::size) {
+    const Index count = std::min<Index>(L::size, d_state - n);
+    const L A_n = (A_stride == 0 ? L::all(*A) : load_lanes<S>(A + n, count)) * L::all(S(element::log2e));
+    const L next = element::advance(load_lanes<S>(h + n, count), element::decay(L::all(dt), A_n), L::all(dt_u),
                                     load_lanes<S>(B + n, count));
     store_lanes(next, h + n, count);
     y = multiply_add(next, load_lanes<S>(C + n, count), y);
@@ -72,7 +72,7 @@ void step(const HeadStepInputs<T>& in, const View<accumulate_t<T>, 4>& state, co
   // A tile is one sequence and up to 64 channels of a head.
   const Index tiles_per_head = tiles_of(headdim, detail::tile_channels);
   parallel_for(batch * nheads * tiles_per_head, [&](Index tile) {
-    using P = Packet<S>;
+    using L = Lanes<S>;
     const Index part = tile % tiles_per_head, head = tile / tiles_per_head % nheads, b = tile / tiles_per_head / nheads;
     const Index first = part * detail::tile_channels, count = std::min(detail::tile_channels, headdim - first);
     const Index slot = in.state_batch_indices ? in.state_batch_indices(b) : b;
@@ -86,7 +86,7 @@ void step(const HeadStepInputs<T>& in, const View<accumulate_t<T>, 4>& state, co
       dt[i] = static_cast<S>(in.dt(b, head, first + i)) + (in.dt_bias ? in.dt_bias(head, first + i) : S(0));
     }
     if (options.delta_softplus)
-      for (Index i = 0; i < count; i += P::width) softplus(P::load(dt + i)).store(dt + i);
+      for (Index i = 0; i < count; i += L::size) softplus(L::load(dt + i)).store(dt + i);
     const T *B = in.B.pointer(b, head / heads_per_group), *C = in.C.pointer(b, head / heads_per_group);
     for (Index i = 0; i < count; ++i)
       y[i] = detail::step_channel(state.pointer(slot, head, first + i), in.A.pointer(head, first + i), in.A.stride(2),
@@ -96,7 +96,7 @@ void step(const HeadStepInputs<T>& in, const View<accumulate_t<T>, 4>& state, co
     if (in.z) {
       alignas(64) S z[detail::tile_channels] = {};
       for (Index i = 0; i < count; ++i) z[i] = static_cast<S>(in.z(b, head, first + i));
-      for (Index i = 0; i < count; i += P::width) (P::load(y + i) * silu(P::load(z + i))).store(y + i);
+      for (Index i = 0; i < count; i += L::size) (L::load(y + i) * silu(L::load(z + i))).store(y + i);
     }
     for (Index i = 0; i < count; ++i) out(b, head, first + i) = static_cast<T>(y[i]);
   });

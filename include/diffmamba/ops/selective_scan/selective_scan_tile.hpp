@@ -7,7 +7,9 @@
 #include <type_traits>  // std::is_same_v
 
 #include "diffmamba/device/parallel.hpp"
-#include "diffmamba/math/packet.hpp"
+#include "diffmamba/math/lanes.hpp"
+#include "diffmamba/math/silu.hpp"
+#include "diffmamba/math/softplus.hpp"
 #include "diffmamba/ops/selective_scan/selective_scan.hpp"
 #include "diffmamba/ops/selective_scan/selective_scan_element.hpp"
 
@@ -41,7 +43,7 @@ struct Tiling {
   Index tiles() const { return batch * columns(); }
   template <class S>
   Tile tile(Index index) const {
-    constexpr Index lanes = Packet<S>::width;
+    constexpr Index lanes = Lanes<S>::size;
     Tile result;
     result.column = index % columns();
     result.batch = index / columns();
@@ -143,11 +145,11 @@ void broadcast_row(const T* from, Index d_state, S* to) {
 /// B_t[n] or C_t[n] in the lanes of one register. With PerToken both are rows of d_state numbers, as nearly always;
 /// else both are (d_state, 64), because one of them is a constant of the channels.
 template <bool PerToken, class S>
-Packet<S> projection(const S* row, Index n, Index lane) {
+Lanes<S> projection(const S* row, Index n, Index lane) {
   if constexpr (PerToken)
-    return Packet<S>::all(row[n]);
+    return Lanes<S>::all(row[n]);
   else
-    return Packet<S>::load(row + n * tile_channels + lane);
+    return Lanes<S>::load(row + n * tile_channels + lane);
 }
 
 /// One token of `Count` registers of channels from `lane` on: every state moves from `before` to `after`, which may be
@@ -155,30 +157,30 @@ Packet<S> projection(const S* row, Index n, Index lane) {
 template <int Count, bool PerToken, bool KeepDecay, class S>
 inline void advance_lanes(Index lane, Index d_state, const S* A_log2e, const S* B, const S* C, const S* dt,
                           const S* dt_u, const S* before, S* after, std::type_identity_t<S>* decays, S* y) {
-  using P = Packet<S>;
-  P dt_i[Count], dt_u_i[Count], y_i[Count];
+  using L = Lanes<S>;
+  L dt_i[Count], dt_u_i[Count], y_i[Count];
   for (int k = 0; k < Count; ++k) {
-    dt_i[k] = P::load(dt + lane + k * P::width);
-    dt_u_i[k] = P::load(dt_u + lane + k * P::width);
-    y_i[k] = P::load(y + lane + k * P::width);
+    dt_i[k] = L::load(dt + lane + k * L::size);
+    dt_u_i[k] = L::load(dt_u + lane + k * L::size);
+    y_i[k] = L::load(y + lane + k * L::size);
   }
   for (Index n = 0; n < d_state; ++n) {
     for (int k = 0; k < Count; ++k) {
-      const Index i = lane + k * P::width, at = n * tile_channels + i;
-      const P a = element::decay(dt_i[k], P::load(A_log2e + at));
-      const P h = element::advance(P::load(before + at), a, dt_u_i[k], projection<PerToken>(B, n, i));
+      const Index i = lane + k * L::size, at = n * tile_channels + i;
+      const L a = element::decay(dt_i[k], L::load(A_log2e + at));
+      const L h = element::advance(L::load(before + at), a, dt_u_i[k], projection<PerToken>(B, n, i));
       if constexpr (KeepDecay) a.store(decays + at);
       h.store(after + at);
       y_i[k] = multiply_add(h, projection<PerToken>(C, n, i), y_i[k]);
     }
   }
-  for (int k = 0; k < Count; ++k) y_i[k].store(y + lane + k * P::width);
+  for (int k = 0; k < Count; ++k) y_i[k].store(y + lane + k * L::size);
 }
 
 template <bool PerToken, bool KeepDecay, class S>
 void advance_token(Index lanes, Index d_state, const S* A_log2e, const S* B, const S* C, const S* dt, const S* dt_u,
                    const S* before, S* after, std::type_identity_t<S>* decays, S* y) {
-  constexpr Index width = Packet<S>::width;
+  constexpr Index width = Lanes<S>::size;
   Index lane = 0;
   for (; lane + 2 * width <= lanes; lane += 2 * width)
     advance_lanes<2, PerToken, KeepDecay>(lane, d_state, A_log2e, B, C, dt, dt_u, before, after, decays, y);

@@ -2,12 +2,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <Eigen/Core>
-
 #include <algorithm>    // std::copy_n, std::fill_n
 #include <type_traits>  // std::integral_constant, std::is_same_v
 
 #include "diffmamba/core/config.hpp"
+#include "diffmamba/core/eigen_core.hpp"
 #include "diffmamba/device/workspace.hpp"
 
 // Matrices of one chunk on the CPU: at most 64 steps by a head or a state, so that they live in the first two caches.
