@@ -65,25 +65,49 @@ struct ChunkBlock {
 };
 
 /// What a lane has of its 4 tokens: sums of E over later rows and (without dt) over earlier columns, x . du, and
-/// (without dt) the part of x . du that comes through the state after the chunk. `passing` is the sum of E over rows from
-/// the token on and columns before it, where it is known instead of rows and columns, which are zero then.
+/// (without dt) the part of x . du that comes through the state after the chunk. `passing` is the sum of E over rows
+/// from the token on and columns before it, where it is known instead of rows and columns, which are zero then.
 struct TokenSums {
   float rows[4], columns[4], x_du[4], through_end[4], passing[4] = {};
+};
+
+/// What a lane needs for the da of its 4 tokens of a head in a chunk: loaded together, so that a warp can do so while
+/// the sums are not there yet. Tokens past the end take the last one's dt.
+template <class T>
+struct HeadNumbers {
+  int head;
+  Index place;
+  float4 step, from_start;
+  float through, A, bias;
+  T raw[4];
+
+  __device__ HeadNumbers(const DeviceInputs<T>& in, const TensorMemory<T>& memory, const ChunkBlock<T>& block, int h)
+      : head(h), place(block.place + h) {
+    const int t = 4 * static_cast<int>(threadIdx.x % 32);
+    step = *reinterpret_cast<const float4*>(memory.steps + place * backward_tokens + t);
+    from_start = *reinterpret_cast<const float4*>(memory.from_start + place * backward_tokens + t);
+    through = memory.through[place];
+    A = in.A[head];
+    bias = in.dt_bias != nullptr ? in.dt_bias[head] : 0.0f;
+    const T* const dt = in.dt + block.batch * in.dt_batch + head * in.dt_head;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) raw[i] = dt[(block.begin + ::min(t + i, block.tokens - 1)) * in.dt_token];
+  }
 };
 
 /// da of a head in a chunk and what follows from it, by one warp; lane l has tokens 4 l and on.
 template <class T>
 __device__ inline void finish_head(const DeviceInputs<T>& in, const DeviceGradients<T>& to,
-                                   const TensorMemory<T>& memory, const ChunkBlock<T>& block, int head,
-                                   const TokenSums& mine, float dD) {
-  constexpr int Q = backward_tokens;
-  const int lane = static_cast<int>(threadIdx.x) % 32, t = 4 * lane;
-  const Index place = block.place + head;
-  float later[4], before_end[4], step[4];
+                                   const TensorMemory<T>& memory, const ChunkBlock<T>& block,
+                                   const HeadNumbers<T>& numbers, const TokenSums& mine, float dD) {
+  const int lane = static_cast<int>(threadIdx.x) % 32, t = 4 * lane, head = numbers.head;
+  const Index place = numbers.place;
+  const float step[4] = {numbers.step.x, numbers.step.y, numbers.step.z, numbers.step.w};
+  const float from_start[4] = {numbers.from_start.x, numbers.from_start.y, numbers.from_start.z, numbers.from_start.w};
+  float later[4], before_end[4];
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    step[i] = memory.steps[place * Q + t + i];
-    later[i] = mine.rows[i] - step[i] * mine.columns[i] + memory.from_start[place * Q + t + i];
+    later[i] = mine.rows[i] - step[i] * mine.columns[i] + from_start[i];
     before_end[i] = step[i] * mine.through_end[i];
   }
   // later: sums over tokens from one's own on; before_end: over those before.
@@ -99,20 +123,18 @@ __device__ inline void finish_head(const DeviceInputs<T>& in, const DeviceGradie
   }
   after -= own_later;
   before -= own_before;
-  const float w = memory.through[place], A = in.A[head], bias = in.dt_bias != nullptr ? in.dt_bias[head] : 0.0f;
   float dA = 0.0f, ddt_bias = 0.0f;
+  T* const ddt_target = to.ddt != nullptr ? to.ddt + block.batch * to.ddt_batch + head * to.ddt_head : nullptr;
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    const float da = later[i] + after + before + w + mine.passing[i];
+    const float da = later[i] + after + before + numbers.through + mine.passing[i];
     before += before_end[i];
-    if (t + i >= block.tokens) continue;
-    const Index token = block.begin + t + i;
-    const float raw = static_cast<float>(in.dt[block.batch * in.dt_batch + token * in.dt_token + head * in.dt_head]);
-    const float ddt = (mine.x_du[i] + A * da) * discretize_derivative(raw, bias, in.options);
-    dA += step[i] * da;
-    ddt_bias += ddt;
-    if (to.ddt != nullptr)
-      to.ddt[block.batch * to.ddt_batch + token * to.ddt_token + head * to.ddt_head] = static_cast<T>(ddt);
+    const bool inside = t + i < block.tokens;
+    const float ddt = (mine.x_du[i] + numbers.A * da) *
+                      discretize_derivative(static_cast<float>(numbers.raw[i]), numbers.bias, in.options);
+    dA += inside ? step[i] * da : 0.0f;
+    ddt_bias += inside ? ddt : 0.0f;
+    if (inside && ddt_target != nullptr) ddt_target[(block.begin + t + i) * to.ddt_token] = static_cast<T>(ddt);
   }
   for (int distance = 16; distance > 0; distance /= 2) {
     dA += __shfl_xor_sync(0xffffffffu, dA, distance);
@@ -134,17 +156,21 @@ __device__ inline void store_pair(T* to, mma::pair_t<T> pair, bool aligned) {
     to[1] = reinterpret_cast<const T*>(&pair)[1];
   }
 }
-/// Adds to two neighbours of dB or dC: the sum with what lies in `part` goes there again if slices are to be joined,
-/// else to `target`, which may be null.
+/// Two neighbours of dB or dC: to `part` if slices are to be joined, else to `target`, which may be null.
+template <class T>
+__device__ inline void put_pair(float2 sum, float* part, T* target, bool join, bool aligned) {
+  if (join)
+    *reinterpret_cast<float2*>(part) = sum;
+  else if (target != nullptr)
+    store_pair(target, mma::pack<T>(sum.x, sum.y), aligned);
+}
+/// The same of the sum with what lies in `part`.
 template <class T>
 __device__ inline void add_pair(float first, float second, float* part, T* target, bool join, bool aligned) {
   float2 sum = *reinterpret_cast<const float2*>(part);
   sum.x += first;
   sum.y += second;
-  if (join)
-    *reinterpret_cast<float2*>(part) = sum;
-  else if (target != nullptr)
-    store_pair(target, mma::pack<T>(sum.x, sum.y), aligned);
+  put_pair(sum, part, target, join, aligned);
 }
 
 }  // namespace diffmamba::ssd::detail

@@ -99,8 +99,8 @@ struct ChunkMemory {
 // CUDA kernels, shared
 // -------------------------------------------------------------------------------------------------
 
-/// steps and sums, and if sums are float to_end and start: a block of 256 threads has 8 heads (grid.y) of a chunk. `unit`
-/// scales A: 1, or log2(e) for decays that are powers of two.
+/// steps and sums, and if sums are float to_end and start: a block of 256 threads has 8 heads (grid.y) of a chunk.
+/// `unit` scales A: 1, or log2(e) for decays that are powers of two.
 template <class T, int Tokens, class Sum>
 __global__ void __launch_bounds__(256)
     ssd_chunk_decays_kernel(DeviceInputs<T> in, ChunkMemory<accumulate_t<T>, Sum> memory, double unit) {
