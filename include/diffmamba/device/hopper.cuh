@@ -33,6 +33,8 @@ __device__ inline void initialise(std::uint64_t* barrier, int arrivals) {
 __device__ inline void publish_barriers() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
+/// Every thread that read or wrote what the barrier guards arrives for itself: one lane for its warp, after __syncwarp,
+/// is not faster, and compute-sanitizer's racecheck does not see that order.
 __device__ inline void arrive(std::uint64_t* barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
 }
@@ -50,11 +52,9 @@ __device__ inline void wait(std::uint64_t* barrier, unsigned parity) {
                  : "r"(shared_address(barrier)), "r"(parity)
                  : "memory");
 }
-/// A barrier of some warps of a block; number 0 is __syncthreads. The instruction wants all lanes of a warp at once,
-/// and after `if (lane == 0)` or a loop that lanes leave one by one nothing else promises that they are together.
+/// A barrier of some warps of a block, which may call it from different places; number 0 is __syncthreads.
 __device__ inline void synchronize(int number, int threads) {
-  __syncwarp();
-  asm volatile("bar.sync %0, %1;" ::"r"(number), "r"(threads) : "memory");
+  asm volatile("barrier.sync %0, %1;" ::"r"(number), "r"(threads) : "memory");
 }
 /// What this thread stored into shared memory is there for the copy engine and the tensor cores, once a barrier has
 /// been passed.
@@ -128,20 +128,24 @@ __device__ inline void hold(float (&registers)[Count]) {
   for (int i = 0; i < Count; ++i) asm volatile("" : "+f"(registers[i])::"memory");
 }
 
-/// A factor in tiles, 16 columns (of K) from `first` on, for `multiply`: rows are the factor's rows and columns run
-/// along K. `first` a multiple of 16 below 64.
-template <class T>
-__device__ inline std::uint64_t rows_factor(const T* tile, int first) {
-  const std::uint64_t address = (shared_address(tile) + static_cast<unsigned>(first) * 2) >> 4;
-  return address | (std::uint64_t{1} << 16) | (std::uint64_t{1024 >> 4} << 32) | (std::uint64_t{1} << 62);
-}
-/// A second factor whose rows run along K: 16 rows from `first` on; tiles side by side lie `apart` bytes apart.
-template <class T>
-__device__ inline std::uint64_t columns_factor(const T* tile, int first, int apart) {
-  const std::uint64_t address = (shared_address(tile) + static_cast<unsigned>(first) * 128) >> 4;
-  return address | (static_cast<std::uint64_t>(apart >> 4) << 16) | (std::uint64_t{1024 >> 4} << 32) |
-         (std::uint64_t{1} << 62);
-}
+/// Where a factor of a product lies: tiles side by side, one after another. Made once for a tile, by all lanes of a
+/// warp together, so that the rest is arithmetic of whole warps: `+ units` moves on by as many 16 bytes, 2 for 16
+/// columns, 128 for 16 rows, 512 for the next tile.
+class Factor {
+ public:
+  /// Rows are the factor's rows, columns run along K.
+  __device__ static Factor rows(const void* tile) { return Factor(tile, 1); }
+  /// A second factor whose rows run along K.
+  __device__ static Factor columns(const void* tile) { return Factor(tile, 8192 >> 4); }
+  __device__ std::uint64_t operator+(int units) const {
+    return (std::uint64_t{(1u << 30) | (1024 >> 4)} << 32) | (low_ + static_cast<unsigned>(units));
+  }
+
+ private:
+  __device__ Factor(const void* tile, unsigned apart)
+      : low_(__shfl_sync(0xffffffffu, (shared_address(tile) >> 4) | apart << 16, 0)) {}
+  unsigned low_;  // the same in all lanes
+};
 
 #define DIFFMAMBA_D8(d, i)                                                                                    \
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), \
@@ -155,8 +159,8 @@ __device__ inline std::uint64_t columns_factor(const T* tile, int first, int apa
   ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55," \
   "%56,%57,%58,%59,%60,%61,%62,%63"
 
-/// d (64 x 64) = a (64 x 16, rows_factor) b, plus d if `accumulate`. b is 16 x 64: a columns_factor if `Columns`, else
-/// the transpose of a rows_factor. Thread t of the warpgroup has in d[4 j + k] row 16 (t / 32) + t % 32 / 4 +
+/// d (64 x 64) = a (64 x 16, Factor::rows) b, plus d if `accumulate`. b is 16 x 64: Factor::columns if `Columns`, else
+/// the transpose of Factor::rows. Thread t of the warpgroup has in d[4 j + k] row 16 (t / 32) + t % 32 / 4 +
 /// 8 (k / 2), column 8 j + 2 (t % 4) + k % 2.
 template <class T, bool Columns = false>
 __device__ inline void multiply(float (&d)[32], std::uint64_t a, std::uint64_t b, bool accumulate) {
@@ -172,7 +176,7 @@ __device__ inline void multiply(float (&d)[32], std::uint64_t a, std::uint64_t b
 #undef DIFFMAMBA_WGMMA
 }
 
-/// d (64 x 64) += a (64 x 16, in registers as for mma::multiply_add, 16 rows a warp) b (16 x 64, columns_factor)
+/// d (64 x 64) += a (64 x 16, in registers as for mma::multiply_add, 16 rows a warp) b (16 x 64, Factor::columns)
 template <class T>
 __device__ inline void multiply(float (&d)[32], const unsigned (&a)[4], std::uint64_t b) {
 #define DIFFMAMBA_WGMMA(type)                                                                                      \

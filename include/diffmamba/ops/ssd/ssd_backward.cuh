@@ -591,7 +591,7 @@ __global__ void __launch_bounds__(256)
     float dD = 0.0f;
 #pragma unroll
     for (int i = 0; i < 8; ++i) dD += dD_parts[(k & 1) * 8 + i];
-    finish_head(in, to, memory, block, block.first_head + k, mine, dD);
+    finish_head(in, to, memory, block, HeadNumbers<T>(in, memory, block, block.first_head + k), mine, dD);
   };
 
   // G^T, in the order in which each thread will read its own part again.

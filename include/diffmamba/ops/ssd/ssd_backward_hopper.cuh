@@ -28,23 +28,6 @@ struct WalkMemory {
   static constexpr int bytes = weights + stages * walk_heads * 64 * 4 + 1024;
 };
 
-/// Where a factor of a product lies, as hopper::rows_factor and hopper::columns_factor (tiles side by side lie one
-/// after another) say it, but made once for a tile, by all lanes of a warp together: `+ units` moves on by as many 16
-/// bytes, 2 for 16 columns along K, 128 for 16 rows along K, 512 for the next tile.
-class Factor {
- public:
-  __device__ static Factor rows(const void* tile) { return Factor(tile, 1); }
-  __device__ static Factor columns(const void* tile) { return Factor(tile, 8192 >> 4); }
-  __device__ std::uint64_t operator+(int units) const {
-    return (std::uint64_t{(1u << 30) | (1024 >> 4)} << 32) | (low_ + static_cast<unsigned>(units));
-  }
-
- private:
-  __device__ Factor(const void* tile, unsigned apart)
-      : low_(__shfl_sync(0xffffffffu, (hopper::shared_address(tile) >> 4) | apart << 16, 0)) {}
-  unsigned low_;  // the same in all lanes
-};
-
 /// Four 8 x 8 matrices into shared memory, each transposed: lane l gives the address of column l % 8 of matrix l / 8.
 __device__ inline void store_matrices_transposed(void* row, unsigned r0, unsigned r1, unsigned r2, unsigned r3) {
   asm volatile(
@@ -75,7 +58,7 @@ __global__ void __launch_bounds__(walk_heads * 128, 2)
   if (threadIdx.x == 0) {
     for (int i = 0; i < Memory::stages; ++i) {
       hopper::initialise(&full[i], 1);
-      hopper::initialise(&empty[i], walk_heads * 4);
+      hopper::initialise(&empty[i], walk_heads * 128);
     }
     hopper::publish_barriers();
   }
@@ -150,10 +133,15 @@ __global__ void __launch_bounds__(walk_heads * 128, 2)
 
   T* const out_tile = reinterpret_cast<T*>(shared + Memory::out + own * Memory::matrix);
   float total = 0.0f;  // of the segment, in powers of two
+  const auto kept_at = [&](int k) {
+    const Index place = place_of(chunk_of(2 * (::min(k, last - 1) - first)), valid ? head : first_head);
+    return memory.start[place * Q + Q - 1];
+  };
+  float next_kept = kept_at(first);
   for (int k = first; k < last; ++k) {
-    const int chunk = chunk_of(2 * (k - first));
-    const Index place = place_of(chunk, valid ? head : first_head);
-    const float kept = memory.start[place * Q + Q - 1];
+    const Index place = place_of(chunk_of(2 * (k - first)), valid ? head : first_head);
+    const float kept = next_kept;
+    next_kept = kept_at(k + 1);  // loaded long before it is wanted
     if (!Emit) total += memory.sums[place * Q + Q - 1];
     if constexpr (Emit) {
       if (threadIdx.x % 128 == 0) hopper::wait_for_stores_to_read();
@@ -192,7 +180,7 @@ __global__ void __launch_bounds__(walk_heads * 128, 2)
           u[i][r] = mma::pack<T>(value.x * weight[r / 2].x, value.y * weight[r / 2].y);
         }
       }
-      const auto factor = Factor::columns(left_tile);
+      const auto factor = hopper::Factor::columns(left_tile);
       hopper::hold(state);
       hopper::begin_products();
 #pragma unroll
@@ -200,7 +188,7 @@ __global__ void __launch_bounds__(walk_heads * 128, 2)
       hopper::end_products();
       hopper::wait_for_products<0>();
       hopper::hold(state);
-      if (lane == 0) hopper::arrive(&empty[stage]);
+      hopper::arrive(&empty[stage]);
       next_stage();
       if (const int next = 2 * (k - first) + part + Memory::stages; threadIdx.x == 0 && next < tiles)
         start_loading(next);
@@ -236,8 +224,8 @@ struct TokensMemory {
 
 /// What ssd_backward_tokens_kernel does, by products of warpgroups. M^T, dM^T and dG^T are cut into blocks of 64 x 64:
 /// the first warpgroup has tokens s and t below 64, the second both from 64 on, the third s below and t from 64 on. The
-/// third hands its part of du to the first through shared memory. Of a fourth, one warp starts copies and one computes
-/// da from the sums of the others, a head behind them.
+/// third hands its part of du to the first through shared memory. Of a fourth, one warp starts copies and two compute
+/// da from the sums of the others, of every second head each.
 template <class T, int N>
 __global__ void __launch_bounds__(512, 1)
     ssd_hopper_tokens_kernel(DeviceInputs<T> in, DeviceGradients<T> to, TensorMemory<T> memory, Index batches,
@@ -247,6 +235,8 @@ __global__ void __launch_bounds__(512, 1)
   using mma::swizzled;
   constexpr int P = 64, Q = backward_tokens;
   const ChunkBlock<T> block(in, memory);
+  // From the last head on: its tiles are what ssd_backward_states_kernel left in the second-level cache.
+  const auto head_of = [&](int k) { return block.first_head + block.heads - 1 - k; };
   extern __shared__ unsigned char hopper_shared[];
   __shared__ std::uint64_t whole, full[2], empty[2], exchange_full, exchange_empty, sums_full[2], sums_empty[2];
   unsigned char* const shared = hopper_shared + (1024 - hopper::shared_address(hopper_shared) % 1024) % 1024;
@@ -254,13 +244,13 @@ __global__ void __launch_bounds__(512, 1)
   const auto floats_at = [&](int offset) { return reinterpret_cast<float*>(shared + offset); };
   if (threadIdx.x == 0) {
     hopper::initialise(&whole, 1);
-    hopper::initialise(&exchange_full, 4);
-    hopper::initialise(&exchange_empty, 4);
+    hopper::initialise(&exchange_full, 128);
+    hopper::initialise(&exchange_empty, 128);
     for (int i = 0; i < 2; ++i) {
       hopper::initialise(&full[i], 1);
-      hopper::initialise(&empty[i], 12);
-      hopper::initialise(&sums_full[i], 12);
-      hopper::initialise(&sums_empty[i], 1);
+      hopper::initialise(&empty[i], 384);
+      hopper::initialise(&sums_full[i], 384);
+      hopper::initialise(&sums_empty[i], 32);
     }
     hopper::publish_barriers();
   }
@@ -269,7 +259,7 @@ __global__ void __launch_bounds__(512, 1)
   const int lane = static_cast<int>(threadIdx.x) % 32, thread = static_cast<int>(threadIdx.x) % 128;
 
   if (warpgroup == 3) {
-    hopper::set_registers<80, false>();
+    hopper::set_registers<56, false>();
     if (warp == 0 && lane == 0) {
       const int batch = static_cast<int>(block.batch), begin = static_cast<int>(block.begin);
       const auto load_matrix = [&](const CUtensorMap& map, int offset) {  // B or C
@@ -288,7 +278,7 @@ __global__ void __launch_bounds__(512, 1)
         if (k > 0) hopper::wait(&empty[k & 1], static_cast<unsigned>((k - 1) / 2 & 1));
       };
       for (int k = 0; k < block.heads; ++k) {
-        const int head = block.first_head + k;
+        const int head = head_of(k);
         const Index place = block.place + head;
         unsigned char* const stage = shared + Memory::stages + (k & 1) * Memory::stage;
         float* const numbers = floats_at(Memory::numbers) + (k & 1) * 2 * Q;
@@ -312,10 +302,11 @@ __global__ void __launch_bounds__(512, 1)
       wait_for_stage(block.heads + 1);
       hopper::arrive_expecting(&whole, 2 * Memory::matrix);
       load_matrix(maps.C, Memory::C);
-    } else if (warp == 1) {
+    } else if (warp == 1 || warp == 2) {
       const int t = 4 * lane, first = t % 64;
       const bool late = t >= 64;
-      for (int k = 0; k < block.heads; ++k) {
+      for (int k = warp - 1; k < block.heads; k += 2) {
+        const HeadNumbers<T> numbers(in, memory, block, head_of(k));
         const float* const parts = floats_at(Memory::row_parts) + (k & 1) * 3 * 4 * 64 + first;
         const float* const sums = floats_at(Memory::token_sums) + (k & 1) * 3 * 3 * 64 + first;
         hopper::wait(&sums_full[k & 1], static_cast<unsigned>(k / 2 & 1));
@@ -339,14 +330,13 @@ __global__ void __launch_bounds__(512, 1)
         float dD = 0.0f;
 #pragma unroll
         for (int i = 0; i < 8; ++i) dD += floats_at(Memory::dD_parts)[(k & 1) * 8 + i];
-        finish_head(in, to, memory, block, block.first_head + k, mine, dD);
-        __syncwarp();
-        if (lane == 0) hopper::arrive(&sums_empty[k & 1]);
+        hopper::arrive(&sums_empty[k & 1]);
+        finish_head(in, to, memory, block, numbers, mine, dD);
       }
     }
     return;
   }
-  hopper::set_registers<144, true>();
+  hopper::set_registers<152, true>();
   const auto work = [&]<bool Diagonal>() {
     const int s_block = warpgroup == 1, t_block = warpgroup != 0;
     const int rows = warp * 16, row = rows + lane / 4, column = 2 * (lane % 4);
@@ -356,8 +346,8 @@ __global__ void __launch_bounds__(512, 1)
     // G^T, to be read again by the same thread.
     hopper::wait(&whole, 0);
     {
-      const auto B = Factor::rows(shared + Memory::B + s_block * Memory::matrix);
-      const auto C = Factor::rows(shared + Memory::stages + Memory::stage + t_block * Memory::matrix);
+      const auto B = hopper::Factor::rows(shared + Memory::B + s_block * Memory::matrix);
+      const auto C = hopper::Factor::rows(shared + Memory::stages + Memory::stage + t_block * Memory::matrix);
       hopper::begin_products();
 #pragma unroll
       for (int i = 0; i < N / 16; ++i)
@@ -365,7 +355,7 @@ __global__ void __launch_bounds__(512, 1)
       hopper::end_products();
       hopper::wait_for_products<0>();
       hopper::hold(product);
-      if (lane == 0) hopper::arrive(&empty[1]);
+      hopper::arrive(&empty[1]);
 #pragma unroll
       for (int j = 0; j < 8; ++j)
         scores[j * 128] = make_float4(product[4 * j], product[4 * j + 1], product[4 * j + 2], product[4 * j + 3]);
@@ -374,25 +364,31 @@ __global__ void __launch_bounds__(512, 1)
     for (int i = 0; i < 32; ++i) dG[i] = 0.0f;
 
     for (int k = 0; k < block.heads; ++k) {
-      const int head = block.first_head + k, turn = k & 1;
+      const int head = head_of(k), turn = k & 1;
       const unsigned parity = static_cast<unsigned>(k / 2 & 1);
       unsigned char* const stage = shared + Memory::stages + turn * Memory::stage;
       const T* const x_tile = reinterpret_cast<const T*>(stage + s_block * Memory::tile);
       const T* const dy_tile = reinterpret_cast<const T*>(stage + Memory::dy + s_block * Memory::tile);
       const float* const sums = floats_at(Memory::numbers) + turn * 2 * Q;
+      const float D = Diagonal && in.D != nullptr ? in.D[head * in.D_head] : 0.0f;
       hopper::wait(&full[turn], parity);
-      const auto x_rows = Factor::rows(x_tile);
-      const auto dy_rows = Factor::rows(stage + Memory::dy + t_block * Memory::tile);
-      const auto dy_columns = Factor::columns(stage + Memory::dy + t_block * Memory::tile);
+      const auto x_rows = hopper::Factor::rows(x_tile);
+      const auto dy_rows = hopper::Factor::rows(stage + Memory::dy + t_block * Memory::tile);
+      const auto dy_columns = hopper::Factor::columns(stage + Memory::dy + t_block * Memory::tile);
 
+      const float* const c_s = sums + s_block * 64;
+      const float c[2] = {c_s[row], c_s[row + 8]}, step[2] = {c_s[Q + row], c_s[Q + row + 8]}, end = sums[Q - 1];
+      const float2* const c_t = reinterpret_cast<const float2*>(sums + t_block * 64) + lane % 4;
+      float4 score = scores[0];
+      float2 c_pair = c_t[0];
       // dM^T = x dy^T, and du through the state after the chunk.
       hopper::begin_products();
 #pragma unroll
       for (int i = 0; i < P / 16; ++i) hopper::multiply<T>(product, x_rows + 2 * i, dy_rows + 2 * i, i > 0);
       hopper::end_products();
       if constexpr (Diagonal) {
-        const auto B = Factor::rows(shared + Memory::B + s_block * Memory::matrix);
-        const auto dstate = Factor::columns(stage + Memory::dstate);
+        const auto B = hopper::Factor::rows(shared + Memory::B + s_block * Memory::matrix);
+        const auto dstate = hopper::Factor::columns(stage + Memory::dstate);
         hopper::begin_products();
 #pragma unroll
         for (int i = 0; i < N / 16; ++i)
@@ -404,64 +400,66 @@ __global__ void __launch_bounds__(512, 1)
       }
       hopper::hold(product);
 
-      const float* const c_s = sums + s_block * 64;
-      const float c[2] = {c_s[row], c_s[row + 8]}, step[2] = {c_s[Q + row], c_s[Q + row + 8]}, end = sums[Q - 1];
-      const float2* const c_t = reinterpret_cast<const float2*>(sums + t_block * 64) + lane % 4;
       unsigned mixing[4][4];
       float over[16];  // sums of E over this thread's rows, by column
       float columns[2] = {}, on_diagonal[2] = {}, dD = 0.0f;
-      const auto elements = [&]<bool Masked>(int j, float(&m)[4]) {
-        const float4 score = scores[j * 128];
-        const float g[4] = {score.x, score.y, score.z, score.w};
-        const float2 c_pair = c_t[j * 4];
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const int beyond = 8 * j + column + i % 2 - row - i / 2 * 8;  // t - s, on the diagonal
-          float kept = mma::power_of_two((i % 2 == 0 ? c_pair.x : c_pair.y) - c[i / 2]);
-          if (Masked && beyond < 0) kept = 0.0f;
-          m[i] = kept * g[i];
-          const float dscore = product[4 * j + i] * kept;
-          float e = dscore * g[i];
-          dG[4 * j + i] += dscore * step[i / 2];
-          if (Masked && beyond == 0) {
-            on_diagonal[i / 2] += e;
-            dD += product[4 * j + i];
-            e = 0.0f;
-          }
-          columns[i / 2] += e;
-          over[2 * j + i % 2] += e * step[i / 2];
-        }
-      };
 #pragma unroll
       for (int j = 0; j < 8; ++j) {
+        const float4 next_score = scores[::min(j + 1, 7) * 128];  // so that it is there when its turn comes
+        const float2 next_pair = c_t[::min(j + 1, 7) * 4];
         float m[4] = {};
         over[2 * j] = over[2 * j + 1] = 0.0f;
-        if (!Diagonal || 8 * j >= rows + 16)
-          elements.template operator()<false>(j, m);
-        else if (8 * j >= rows)  // else t < s for the whole warp
-          elements.template operator()<true>(j, m);
+        if (!Diagonal || 8 * j >= rows) {  // else t < s for the whole warp
+          const float g[4] = {score.x, score.y, score.z, score.w};
+          float e[4];
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            float kept = mma::power_of_two((i % 2 == 0 ? c_pair.x : c_pair.y) - c[i / 2]);
+            if (Diagonal && 8 * j + i % 2 - i / 2 * 8 < row - column) kept = 0.0f;  // t < s
+            m[i] = kept * g[i];
+            const float dscore = product[4 * j + i] * kept;
+            dG[4 * j + i] += dscore * step[i / 2];
+            e[i] = dscore * g[i];
+          }
+          if (Diagonal && 8 * j < rows + 16) {
+#pragma unroll
+            for (int i = j % 2 * 2; i < j % 2 * 2 + 2; ++i)
+              if (8 * j + i % 2 - i / 2 * 8 == row - column) {  // t == s
+                on_diagonal[i / 2] += e[i];
+                dD += product[4 * j + i];
+                e[i] = 0.0f;
+              }
+          }
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            columns[i / 2] += e[i];
+            over[2 * j + i % 2] += e[i] * step[i / 2];
+          }
+        }
+        score = next_score, c_pair = next_pair;
         mixing[j / 2][j % 2 * 2] = mma::pack<T>(m[0], m[1]);
         mixing[j / 2][j % 2 * 2 + 1] = mma::pack<T>(m[2], m[3]);
       }
 
       float inter[2] = {};
       if constexpr (Diagonal) {
+        unsigned x[P / 16][4];
+#pragma unroll
+        for (int i = 0; i < P / 16; ++i)
+          mma::load_matrices(x[i], x_tile + swizzled<64>(rows + lane % 16, 2 * i + lane / 16));
         hopper::wait_for_products<0>();
         hopper::hold(du);
         const float to_end[2] = {mma::power_of_two(end - c[0]), mma::power_of_two(end - c[1])};
 #pragma unroll
-        for (int i = 0; i < P / 16; ++i) {
-          unsigned x[4];
-          mma::load_matrices(x, x_tile + swizzled<64>(rows + lane % 16, 2 * i + lane / 16));
+        for (int i = 0; i < P / 16; ++i)
 #pragma unroll
           for (int r = 0; r < 4; ++r) {
-            const float2 x_pair = mma::unpack<T>(x[r]);
+            const float2 x_pair = mma::unpack<T>(x[i][r]);
             float &first = du[8 * i + 2 * r], &second = du[8 * i + 2 * r + 1];
             first *= to_end[r % 2];
             second *= to_end[r % 2];
             inter[r % 2] += x_pair.x * first + x_pair.y * second;
           }
-        }
       } else {
 #pragma unroll
         for (int i = 0; i < 32; ++i) du[i] = 0.0f;
@@ -506,20 +504,23 @@ __global__ void __launch_bounds__(512, 1)
         for (int distance = 16; distance > 0; distance /= 2) dD += __shfl_xor_sync(0xffffffffu, dD, distance);
         if (lane == 0) floats_at(Memory::dD_parts)[turn * 8 + warpgroup * 4 + warp] = dD;
       }
-      __syncwarp();
-      if (lane == 0) hopper::arrive(&sums_full[turn]);
+      hopper::arrive(&sums_full[turn]);
 
+      unsigned dy[P / 16][4];
+      if constexpr (Diagonal)
+#pragma unroll
+        for (int i = 0; i < P / 16; ++i)
+          mma::load_matrices(dy[i], dy_tile + swizzled<64>(rows + lane % 16, 2 * i + lane / 16));
       hopper::wait_for_products<0>();
       hopper::hold(du);
+      hopper::arrive(&empty[turn]);
       float4* const exchange = reinterpret_cast<float4*>(shared + Memory::exchange) + thread;
       if constexpr (!Diagonal) {
-        if (lane == 0) hopper::arrive(&empty[turn]);
         if (k > 0) hopper::wait(&exchange_empty, static_cast<unsigned>(k - 1 & 1));
 #pragma unroll
         for (int j = 0; j < 8; ++j)
           exchange[j * 128] = make_float4(du[4 * j], du[4 * j + 1], du[4 * j + 2], du[4 * j + 3]);
-        __syncwarp();
-        if (lane == 0) hopper::arrive(&exchange_full);
+        hopper::arrive(&exchange_full);
         continue;
       }
       if (warpgroup == 0) {
@@ -529,22 +530,19 @@ __global__ void __launch_bounds__(512, 1)
           const float4 other = exchange[j * 128];
           du[4 * j] += other.x, du[4 * j + 1] += other.y, du[4 * j + 2] += other.z, du[4 * j + 3] += other.w;
         }
-        __syncwarp();
-        if (lane == 0) hopper::arrive(&exchange_empty);
+        hopper::arrive(&exchange_empty);
       }
 
       // dx = dt du + D dy, in whole rows.
       T* const out_tile = tiles_at(Memory::out + s_block * Memory::tile) + rows * P;  // of this warp
-      const float D = in.D != nullptr ? in.D[head * in.D_head] : 0.0f;
-      if (lane == 0) hopper::wait_for_stores_to_read();  // of the head before
+      if (lane == 0) hopper::wait_for_stores_to_read();                               // of the head before
       __syncwarp();
 #pragma unroll
       for (int i = 0; i < P / 16; ++i) {
-        unsigned dy[4], dx[4];
-        mma::load_matrices(dy, dy_tile + swizzled<64>(rows + lane % 16, 2 * i + lane / 16));
+        unsigned dx[4];
 #pragma unroll
         for (int r = 0; r < 4; ++r) {
-          const float2 dy_pair = mma::unpack<T>(dy[r]);
+          const float2 dy_pair = mma::unpack<T>(dy[i][r]);
           dx[r] = mma::pack<T>(step[r % 2] * du[8 * i + 2 * r] + D * dy_pair.x,
                                step[r % 2] * du[8 * i + 2 * r + 1] + D * dy_pair.y);
         }
@@ -552,12 +550,9 @@ __global__ void __launch_bounds__(512, 1)
       }
       hopper::publish_stores();
       __syncwarp();
-      if (lane == 0) {
-        hopper::arrive(&empty[turn]);
-        if (to.dx != nullptr)
-          hopper::store_tile(&maps.dx, out_tile, 0, head, static_cast<int>(block.begin) + s_block * 64 + rows,
-                             static_cast<int>(block.batch));
-      }
+      if (lane == 0 && to.dx != nullptr)
+        hopper::store_tile(&maps.dx, out_tile, 0, head, static_cast<int>(block.begin) + s_block * 64 + rows,
+                           static_cast<int>(block.batch));
     }
 
     // Through the scores: dB += dG^T C, dC += dG B. dG^T is transposed in the place of the scores.
@@ -580,7 +575,7 @@ __global__ void __launch_bounds__(512, 1)
       float part[N / 2];
 #pragma unroll
       for (int i = 0; i < N / 2; ++i) part[i] = 0.0f;
-      const auto by = Factor::columns(shared + offset);
+      const auto by = hopper::Factor::columns(shared + offset);
       hopper::hold(part);
       hopper::begin_products();
 #pragma unroll
@@ -607,12 +602,20 @@ __global__ void __launch_bounds__(512, 1)
       for (int half_row = 0; half_row < 2; ++half_row) {
         const int t = token_block * 64 + row + half_row * 8;
         if (t >= block.tokens) continue;
-        const Index from = block.partial_row(in, batches, t) * N + column;
+        float* const from = parts + block.partial_row(in, batches, t) * N + column;
+        float2 sums[N / 8];  // loaded together, before any is stored
+#pragma unroll
+        for (int j = 0; j < N / 8; ++j) sums[j] = *reinterpret_cast<const float2*>(from + j * 8);
+#pragma unroll
+        for (int j = 0; j < N / 8; ++j) {
+          sums[j].x += part[4 * j + 2 * half_row];
+          sums[j].y += part[4 * j + 2 * half_row + 1];
+        }
+        T* const to_row = target != nullptr ? target + t * token_stride + column : nullptr;
+        const bool join = memory.slices.count > 1;
 #pragma unroll
         for (int j = 0; j < N / 8; ++j)
-          add_pair(part[4 * j + 2 * half_row], part[4 * j + 2 * half_row + 1], parts + from + j * 8,
-                   target != nullptr ? target + t * token_stride + j * 8 + column : nullptr, memory.slices.count > 1,
-                   aligned);
+          put_pair(sums[j], from + j * 8, to_row != nullptr ? to_row + j * 8 : nullptr, join, aligned);
       }
     };
     const auto target_of = [&](T* gradient, Index batch_stride, Index token_stride, Index group_stride) {

@@ -182,11 +182,11 @@ __global__ void __launch_bounds__(hopper_threads<Output>, 1)
   if (threadIdx.x == 0) {
     for (int i = 0; i < Memory::stages; ++i) {
       hopper::initialise(&full[i], hopper_heads * 32 + 1);
-      hopper::initialise(&empty[i], hopper_heads * (Output ? 8 : 4));
+      hopper::initialise(&empty[i], hopper_heads * (Output ? 256 : 128));
     }
     for (int i = 0; i < hopper_heads; ++i) {
-      hopper::initialise(&published[i], 4);
-      hopper::initialise(&used[i], 4);
+      hopper::initialise(&published[i], 128);
+      hopper::initialise(&used[i], 128);
     }
     hopper::publish_barriers();
     // Blocks are numbered as they begin, so that the one whose state a block waits for has begun before it.
@@ -290,8 +290,7 @@ __global__ void __launch_bounds__(hopper_threads<Output>, 1)
             mma::pack<T>(state[4 * j], state[4 * j + 1]), mma::pack<T>(state[4 * j + 2], state[4 * j + 3]),
             mma::pack<T>(state[4 * j + 4], state[4 * j + 5]), mma::pack<T>(state[4 * j + 6], state[4 * j + 7]));
       hopper::publish_stores();
-      __syncwarp();
-      if (lane == 0) hopper::arrive(&published[own]);
+      hopper::arrive(&published[own]);
     };
     for (int k = 0; find_piece(walk, block, k, Output, piece); ++k) {
       const Place place(walk, in, piece.sequence);
@@ -348,16 +347,15 @@ __global__ void __launch_bounds__(hopper_threads<Output>, 1)
 #pragma unroll
         for (int i = 0; i < N / 2; ++i) state[i] *= kept;
         if (!Output) total += decay.pair[31].z;
+        const auto B = hopper::Factor::columns(B_tile);
         hopper::hold(state);
         hopper::begin_products();
 #pragma unroll
-        for (int i = 0; i < Q / 16; ++i)
-          hopper::multiply<T>(state, u[i], hopper::columns_factor(B_tile, i * 16, Memory::tile));
+        for (int i = 0; i < Q / 16; ++i) hopper::multiply<T>(state, u[i], B + i * 128);
         hopper::end_products();
         hopper::wait_for_products<0>();
         hopper::hold(state);
-        __syncwarp();
-        if (lane == 0) hopper::arrive(&empty[stage]);
+        hopper::arrive(&empty[stage]);
         if (Output && chunk + 1 < piece.last) publish_state();
         next_stage();
       }
@@ -403,50 +401,55 @@ __global__ void __launch_bounds__(hopper_threads<Output>, 1)
       const float D = valid && in.D != nullptr && in.D_channel == 0 ? in.D[head * in.D_head] : 0.0f;
       for (int chunk = piece.first; chunk < piece.last; ++chunk) {
         const T* const tiles = part(stage * Memory::stage);
-        const T *const B_tile = tiles + Memory::B / 2, *const C_tile = tiles + Memory::C / 2,
-                       *const x_tile = tiles + Memory::x / 2 + own * tile;
+        const T* const x_tile = tiles + Memory::x / 2 + own * tile;
         const ChunkDecays& decay = *decays(stage, own);
+        const auto B = hopper::Factor::rows(tiles + Memory::B / 2), C = hopper::Factor::rows(tiles + Memory::C / 2);
         hopper::wait(&full[stage], parity);
+        const float c_row[2] = {reinterpret_cast<const float2*>(decay.pair)[row].x,
+                                reinterpret_cast<const float2*>(decay.pair)[row + 8].x};
+        float4 c = decay.pair[lane % 4];
         hopper::begin_products();
 #pragma unroll
         for (int i = 0; i < N / 16; ++i)
-          hopper::multiply<T>(scores, hopper::rows_factor(C_tile + i / 4 * tile, i % 4 * 16),
-                              hopper::rows_factor(B_tile + i / 4 * tile, i % 4 * 16), i > 0);
+          hopper::multiply<T>(scores, C + (i / 4 * 512 + i % 4 * 2), B + (i / 4 * 512 + i % 4 * 2), i > 0);
         hopper::end_products();
+        const auto S = hopper::Factor::rows(state_tile);
         hopper::wait(&published[own], turn);
         turn ^= 1;
         hopper::begin_products();
 #pragma unroll
         for (int i = 0; i < N / 16; ++i)
-          hopper::multiply<T>(y, hopper::rows_factor(C_tile + i / 4 * tile, i % 4 * 16),
-                              hopper::rows_factor(state_tile + i / 4 * tile, i % 4 * 16), i > 0);
+          hopper::multiply<T>(y, C + (i / 4 * 512 + i % 4 * 2), S + (i / 4 * 512 + i % 4 * 2), i > 0);
         hopper::end_products();
         hopper::wait_for_products<1>();
         hopper::hold(scores);
         unsigned weighted[Q / 16][4];
-        const float c_row[2] = {reinterpret_cast<const float2*>(decay.pair)[row].x,
-                                reinterpret_cast<const float2*>(decay.pair)[row + 8].x};
 #pragma unroll
         for (int j = 0; j < 8; ++j) {
+          const float4 next = decay.pair[::min(j + 1, 7) * 4 + lane % 4];  // so that it is there when its turn comes
           float value[4] = {};
-          if (j * 8 < rows + 16) {  // else above the diagonal, for the whole warp
-            const float4 c = decay.pair[j * 4 + lane % 4];
-            const int first = j * 8 + column;
+          const auto weigh = [&]<bool Masked>() {
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
               const float exponent = c_row[i / 2] - (i % 2 == 0 ? c.x : c.z);
               const float factor = mma::power_of_two(exponent) * (i % 2 == 0 ? c.y : c.w);
-              value[i] = first + i % 2 <= row + i / 2 * 8 ? scores[4 * j + i] * factor : 0.0f;
+              value[i] = scores[4 * j + i] * factor;
+              if (Masked && j * 8 + column + i % 2 > row + i / 2 * 8) value[i] = 0.0f;
             }
-          }
+          };
+          if (j * 8 < rows)
+            weigh.template operator()<false>();
+          else if (j * 8 < rows + 16)  // else above the diagonal, for the whole warp
+            weigh.template operator()<true>();
+          c = next;
           weighted[j / 2][j % 2 * 2] = mma::pack<T>(value[0], value[1]);
           weighted[j / 2][j % 2 * 2 + 1] = mma::pack<T>(value[2], value[3]);
         }
-        hopper::wait_for_products<0>();
-        hopper::hold(y);
-        if (lane == 0) hopper::arrive(&used[own]);
         const float start[2] = {reinterpret_cast<const float*>(decay.start)[row],
                                 reinterpret_cast<const float*>(decay.start)[row + 8]};
+        hopper::wait_for_products<0>();
+        hopper::hold(y);
+        hopper::arrive(&used[own]);
         // D x goes in with the first part, while the second is still to come.
         const auto add_skip = [&](auto&& weight) {
 #pragma unroll
@@ -466,20 +469,19 @@ __global__ void __launch_bounds__(hopper_threads<Output>, 1)
           add_skip([&](int) { return D; });
         else
           add_skip([&](int channel) { return valid ? in.D[head * in.D_head + channel * in.D_channel] : 0.0f; });
+        const auto x_columns = hopper::Factor::columns(x_tile);
         hopper::hold(y);
         hopper::begin_products();
 #pragma unroll
-        for (int i = 0; i < Q / 16; ++i)
-          hopper::multiply<T>(y, weighted[i], hopper::columns_factor(x_tile, i * 16, Memory::tile));
+        for (int i = 0; i < Q / 16; ++i) hopper::multiply<T>(y, weighted[i], x_columns + i * 128);
         hopper::end_products();
         if (lane == 0) hopper::wait_for_stores_to_read();  // of the chunk before, below
         __syncwarp();
         hopper::wait_for_products<0>();
         hopper::hold(y);
-        __syncwarp();
-        if (lane == 0) hopper::arrive(&empty[stage]);
+        hopper::arrive(&empty[stage]);
 
-          // The gate; then out in whole rows.
+        // The gate; then out in whole rows.
 #pragma unroll
         for (int j = 0; j < 8; j += 2) {
           if (in.z != nullptr && valid) {
