@@ -92,7 +92,8 @@ build_all() (
   jobs() { echo "$cores"; }  # the memory of a virtual machine may grow with its use
   capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -n 1 | tr -d .)
   [ "$capability" = 90 ] && capability=90a
-  configure gpu_verify/tree -DDIFFMAMBA_ENABLE_CUDA=ON -DDIFFMAMBA_BUILD_BENCH=ON -DDIFFMAMBA_BUILD_EXAMPLES=OFF \
+  # -O2: what is checked and timed are the kernels, and -O3 of the host's code costs minutes.
+  configure gpu_verify/tree -DDIFFMAMBA_GPU_TEST_FLAGS=-O2 -DDIFFMAMBA_ENABLE_CUDA=ON -DDIFFMAMBA_BUILD_BENCH=ON -DDIFFMAMBA_BUILD_EXAMPLES=OFF \
     -DCMAKE_CUDA_ARCHITECTURES="$capability" -DCMAKE_PREFIX_PATH="$root/.deps/usr" &&
     build gpu_verify/tree gpu_tests gpu_benchmarks
 )
@@ -139,8 +140,12 @@ sanitizer() {
   local tool
   export OMP_NUM_THREADS=2
   for tool in memcheck racecheck initcheck synccheck; do
+    # initcheck does not see what the copy engine stores (a kernel that does nothing else has all of its memory reported),
+    # which is how SSD's backward pass writes dx where the sizes are Hopper's.
+    local without=()
+    [ $tool = initcheck ] && without=(--without 'ops/ssd_chunk_scan__tile_p64*')
     spawn 8 "compute-sanitizer $tool, bfloat16 operators" 'SUMMARY' compute-sanitizer --tool $tool --error-exitcode 9 \
-      "$bin/conformance_cuda" --device cuda --dtype bfloat16 --filter 'ops/*' tests/goldens
+      "$bin/conformance_cuda" --device cuda --dtype bfloat16 --filter 'ops/*' "${without[@]}" tests/goldens
   done
   for tool in memcheck racecheck; do
     spawn 8 "compute-sanitizer $tool, float operators" 'SUMMARY' compute-sanitizer --tool $tool --error-exitcode 9 \

@@ -2,9 +2,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <map>       // std::map
-#include <optional>  // std::optional
-#include <string>    // std::string
+#include <map>          // std::map
+#include <optional>     // std::optional
+#include <string>       // std::string
+#include <type_traits>  // std::is_same_v
 
 #include "conformance/case.hpp"
 
@@ -22,45 +23,39 @@ inline std::map<std::string, Operator>& operators() {
   return all;
 }
 
-/// Of an adapter that is written once for every type and device; the GPU is there where the program links its kernels.
+/// Of an adapter that is written once for every type and device. The files that contain them are compiled for the CPU,
+/// and once more, with DIFFMAMBA_CONFORMANCE_CUDA, for the GPU: a program has both where it links the GPU's kernels.
 ///   const Register registered("segsum", []<class T, class D>(Case& golden) { segsum<T, D>(golden); });
 ///   const Register registered("adamw_training", ..., NoBfloat16{});  // reason_to_skip says why
 struct NoBfloat16 {};
-struct Register {
+template <class D>
+class RegisterOn {
+ public:
   template <class Generic>
-  Register(const std::string& op, Generic) {
-    add(op, {
-                {"cpu float64", run<Generic, double, cpu>},
-                {"cpu float32", run<Generic, float, cpu>},
-                {"cpu bfloat16", run<Generic, bfloat16, cpu>},
-#ifdef DIFFMAMBA_CONFORMANCE_CUDA
-                {"cuda float64", run<Generic, double, cuda>},
-                {"cuda float32", run<Generic, float, cuda>},
-                {"cuda bfloat16", run<Generic, bfloat16, cuda>},
-#endif
-            });
+  RegisterOn(const std::string& op, Generic generic) : RegisterOn(op, generic, NoBfloat16{}) {
+    add(op, "bfloat16", run<Generic, bfloat16>);
   }
   template <class Generic>
-  Register(const std::string& op, Generic, NoBfloat16) {
-    add(op, {
-                {"cpu float64", run<Generic, double, cpu>},
-                {"cpu float32", run<Generic, float, cpu>},
-#ifdef DIFFMAMBA_CONFORMANCE_CUDA
-                {"cuda float64", run<Generic, double, cuda>},
-                {"cuda float32", run<Generic, float, cuda>},
-#endif
-            });
+  RegisterOn(const std::string& op, Generic, NoBfloat16) {
+    add(op, "float64", run<Generic, double>);
+    add(op, "float32", run<Generic, float>);
   }
 
  private:
-  template <class Generic, class T, class D>
+  template <class Generic, class T>
   static void run(Case& golden) {
     Generic{}.template operator()<T, D>(golden);
   }
-  static void add(const std::string& op, const Operator& adapters) {
-    require(operators().emplace(op, adapters).second, "conformance: two adapters for ", op);
+  static void add(const std::string& op, const std::string& dtype, Adapter adapter) {
+    const std::string device = std::is_same_v<D, cuda> ? "cuda " : "cpu ";
+    require(operators()[op].emplace(device + dtype, adapter).second, "conformance: two adapters for ", op);
   }
 };
+#ifdef DIFFMAMBA_CONFORMANCE_CUDA
+using Register = RegisterOn<cuda>;
+#else
+using Register = RegisterOn<cpu>;
+#endif
 
 /// What this version of the library does not have, each with its reason. An option that is missing from an operator
 /// which is there is no reason.
