@@ -4,6 +4,7 @@
 
 #include <doctest/doctest.h>
 
+#include "diffmamba/expr/expr.hpp"
 #include "diffmamba/io/hub_layouts.hpp"
 #include "diffmamba/model/language_model.hpp"
 #include "support/temporary_folder.hpp"
@@ -159,6 +160,26 @@ TEST_CASE("hub layouts: a folder of transformers is the model that its names say
   CHECK(hugging_face_name("backbone.embedding.weight") == "backbone.embeddings.weight");
 }
 
+TEST_CASE("hub layouts: layer_norm_epsilon holds for every norm of the model") {
+  Json json = mamba2_json;
+  json["layer_norm_epsilon"] = 1e-2;
+  const auto outer = [&] {
+    auto config = model_config_from_hugging_face(json, "json");
+    for (auto& layer : config.layers) layer.options.set("norm_eps", 1e-5);
+    return config;
+  }();
+  const auto tokens = some_tokens();
+  const auto logits = [&](const ModelConfig& config) {
+    Model model(config);
+    initialize(model, Philox{1});
+    return model.forward(tokens);
+  };
+  const auto all = logits(model_config_from_hugging_face(json, "json")), blocks = logits(outer),
+             none = logits(model_config_from_hugging_face(mamba2_json, "json"));
+  CHECK(max(abs(all - blocks)).value() > 1e-4f);
+  CHECK(max(abs(blocks - none)).value() > 1e-4f);
+}
+
 TEST_CASE("hub layouts: what is not implemented says so") {
   const auto message = [](const char* key, const Json& value) {
     Json json = mamba2_json;
@@ -168,7 +189,7 @@ TEST_CASE("hub layouts: what is not implemented says so") {
   CHECK(message("model_type", "mamba2").empty());
   CHECK(message("model_type", "bamba").find("config.json: \"model_type\" must be \"mamba2\"") == 0);
   CHECK(message("hidden_act", "gelu").find("config.json: \"hidden_act\" must be \"silu\"") == 0);
-  CHECK(message("layer_norm_epsilon", 1e-6).find("config.json: \"layer_norm_epsilon\" is 1e-06") == 0);
+  CHECK(message("layer_norm_epsilon", -1.0) == "model: norm_epsilon is -1, expected 0 or more");
   CHECK(message("num_heads", 3) == "config.json: num_heads 3 times head_dim 16 is not expand 2 times hidden_size 16");
   CHECK(message("num_hidden_layers", 0) == "config.json: \"num_hidden_layers\" is 0, expected 1 or more");
   CHECK(message("hidden_size", "wide") == "config.json: \"hidden_size\" is not a number");

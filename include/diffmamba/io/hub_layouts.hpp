@@ -11,8 +11,8 @@
 #include "diffmamba/model/conversion.hpp"
 
 /// Folders as Hugging Face transformers writes them, `config.json` and `model.safetensors`, of Mamba-2 models and of
-/// those that the Diff-Mamba authors made of them ("diffmamba": true). Other model types, sharded and half-precision
-/// checkpoints and the layout of mamba_ssm are not implemented in this version and say so.
+/// those that the Diff-Mamba authors made of them ("diffmamba": true), with tensors of any floating type. Other model
+/// types, sharded checkpoints and the layout of mamba_ssm are not implemented in this version and say so.
 namespace diffmamba {
 
 /// Our name of a parameter, which is that of mamba_ssm, as transformers calls it: backbone.embeddings.weight; and as
@@ -70,6 +70,7 @@ inline ModelConfig model_config_from_hugging_face(const Json& json, const std::s
   take("time_step_min", "dt_min");
   take("time_step_max", "dt_max");
   take("time_step_floor", "dt_init_floor");
+  take("layer_norm_epsilon", "norm_eps");          // of the gated norm too; that of subln is always 1e-5
   mixer.set("norm_groups", std::string("whole"));  // transformers ignores n_groups there
   mixer.set("expand", expand);
   mixer.set("headdim", static_cast<double>(headdim));
@@ -85,8 +86,6 @@ inline ModelConfig model_config_from_hugging_face(const Json& json, const std::s
   ModelConfig config{.d_model = d_model, .vocab_size = reader.whole("vocab_size"), .layers = std::move(stack)};
   config.pad_vocab_size_multiple = 1;
   reader.read("layer_norm_epsilon", config.norm_epsilon);
-  require(config.norm_epsilon == 1e-5, source, ": \"layer_norm_epsilon\" is ", config.norm_epsilon,
-          ", which transformers uses in the mixers too; other than 1e-5 is not implemented in this version");
   reader.read("residual_in_fp32", config.residual_in_fp32);
   config.tie_embeddings = false;
   reader.read("tie_word_embeddings", config.tie_embeddings);

@@ -45,6 +45,7 @@ struct Mamba2Options {
   bool rmsnorm = true;  // false: z gates inside the scan
   bool norm_before_gate = false;
   NormGroups norm_groups = NormGroups::per_group;
+  double norm_eps = 1e-5;
   bool learnable_init_states = false;
   bool bias = false;  // of in_proj and out_proj
   bool conv_bias = true;
@@ -59,7 +60,7 @@ struct Mamba2Options {
   static void fields(Self& o, F&& f) {
     f("d_state", o.d_state), f("d_conv", o.d_conv), f("expand", o.expand), f("headdim", o.headdim);
     f("ngroups", o.ngroups), f("d_ssm", o.d_ssm), f("D_has_hdim", o.D_has_hdim), f("rmsnorm", o.rmsnorm);
-    f("norm_before_gate", o.norm_before_gate), f("norm_groups", o.norm_groups);
+    f("norm_before_gate", o.norm_before_gate), f("norm_groups", o.norm_groups), f("norm_eps", o.norm_eps);
     f("learnable_init_states", o.learnable_init_states), f("bias", o.bias), f("conv_bias", o.conv_bias);
     f("chunk_size", o.chunk_size), f("dt_limit", o.dt_limit), f("A_init_range", o.A_init_range);
     f("dt_min", o.dt_min), f("dt_max", o.dt_max), f("dt_init_floor", o.dt_init_floor), f("conv_init", o.conv_init);
@@ -93,6 +94,7 @@ struct Mamba2Sizes {
     nheads = d_ssm / headdim;
     require(ngroups >= 1 && nheads % ngroups == 0, op, ": ngroups ", ngroups, " does not divide the ", nheads,
             " heads");
+    require(o.norm_eps >= 0, op, ": norm_eps is ", o.norm_eps, ", expected 0 or more");
     require(o.chunk_size >= 1, op, ": chunk_size is ", o.chunk_size, ", expected 1 or more");
     require(o.dt_limit[0] <= o.dt_limit[1], op, ": dt_limit is reversed: ", o.dt_limit[0], " is above ", o.dt_limit[1]);
     require(0 < o.dt_min && o.dt_min <= o.dt_max, op, ": dt_min ", o.dt_min, " and dt_max ", o.dt_max,
@@ -184,7 +186,8 @@ class Mamba2Core {
                                            .dt_min = o.dt_limit[0],
                                            .dt_max = o.dt_limit[1],
                                            .norm_before_gate = o.norm_before_gate,
-                                           .norm_groups = o.norm_groups}) {}
+                                           .norm_groups = o.norm_groups,
+                                           .eps = o.norm_eps}) {}
   Mamba2Core(const Mamba2Sizes& sizes, const Options& options) : sizes_(sizes), options_(options) {}
 
   const Mamba2Sizes& sizes() const { return sizes_; }
