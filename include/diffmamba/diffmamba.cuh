@@ -39,6 +39,7 @@
 #include "diffmamba/ops/layer_norm/layer_norm_forward.cuh"
 #include "diffmamba/ops/linear/linear_backward.cuh"
 #include "diffmamba/ops/matmul/matmul_forward.cuh"
+#include "diffmamba/ops/normed_linear/normed_linear_forward.cuh"
 #include "diffmamba/ops/rms_norm/rms_norm_backward.cuh"
 #include "diffmamba/ops/rms_norm/rms_norm_forward.cuh"
 #include "diffmamba/ops/selective_scan/selective_scan_backward.cuh"

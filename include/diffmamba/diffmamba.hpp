@@ -32,6 +32,7 @@
 #include "diffmamba/ops/linear/linear_backward.hpp"
 #include "diffmamba/ops/linear/linear_forward.hpp"
 #include "diffmamba/ops/matmul/matmul_forward.hpp"
+#include "diffmamba/ops/normed_linear/normed_linear.hpp"
 #include "diffmamba/ops/rms_norm/rms_norm_backward.hpp"
 #include "diffmamba/ops/rms_norm/rms_norm_forward.hpp"
 #include "diffmamba/ops/selective_scan/selective_scan_backward.hpp"

@@ -150,6 +150,30 @@ class MambaInner {
     return out;
   }
 
+  /// One token of each sequence, the norm before it and the output projection included: norm, input projection and
+  /// convolution are one launch. Nothing where that is not offered.
+  Tensor<T, 3, D> decode(const normed_linear::Source<T, D>& source, const View<const T, 2, D>& out_weight,
+                         const View<const R, 1, D>& out_bias, State& state) const {
+    if constexpr (std::is_same_v<D, cuda> && std::is_same_v<T, bfloat16>) {
+      const Index batch = source.x.extent(0), one = 1, channels = sizes_.paths * sizes_.d_inner;
+      check(state, batch);
+      const normed_linear::Inputs<T, D> first{
+          .source = source,
+          .weight = in_proj_weight_.value(),
+          .bias = in_proj_bias_.value(),
+          .convolution = {0, conv_weight_.value(), conv_bias_.value(), state.conv_state.view()}};
+      if (!normed_linear::takes(first)) return {};
+      auto xz = Tensor<T, 3, D>::uninitialized(Extents{batch, one, 2 * channels});
+      normed_linear::forward(first, as_rows(xz));
+      const auto gated = step(xz, xs(xz), state);
+      auto out = Tensor<T, 3, D>::uninitialized(Extents{batch, one, out_weight.extent(0)});
+      linear::forward(linear::Inputs<T, D>{.x = as_rows(gated), .weight = out_weight, .bias = out_bias}, as_rows(out));
+      return out;
+    } else {
+      return {};
+    }
+  }
+
   Tensor<T, 3, D> backward(const View<const T, 3, D>& x, const View<T, 3, D>& dgated, Saved& saved) {
     require(bool(saved.xz), "mamba: backward without a forward before it; every Saved serves once");
     const auto& s = sizes_;
@@ -331,14 +355,14 @@ class MambaInner {
     Workspace<D> workspace(causal_conv1d::workspace_bytes(in));
     causal_conv1d::forward(in, conv_options(), {.out = out}, nullptr, workspace);
   }
-  Tensor<T, 4, D> project_scan(const Tensor<T, 3, D>& conv_out) const {
+  Tensor<T, 4, D> project_scan(const View<const T, 3, D>& conv_out) const {
     const auto& s = sizes_;
     auto dtBC =
         Tensor<T, 4, D>::uninitialized(Extents{conv_out.extent(0), conv_out.extent(1), s.paths, s.x_proj_rows()});
     for (Index p = 0; p < s.paths; ++p)
-      linear::forward(linear::Inputs<T, D>{.x = path_rows(conv_out.view(), p),
-                                           .weight = x_proj_weight_.value().template select<0>(p)},
-                      as_rows(dtBC.template select<2>(p)));
+      linear::forward(
+          linear::Inputs<T, D>{.x = path_rows(conv_out, p), .weight = x_proj_weight_.value().template select<0>(p)},
+          as_rows(dtBC.template select<2>(p)));
     return dtBC;
   }
   Tensor<T, 3, D> project_dt(const Tensor<T, 4, D>& dtBC) const {
@@ -379,7 +403,7 @@ class MambaInner {
     return out;
   }
   /// One token of each sequence.
-  Tensor<T, 3, D> step(const Tensor<T, 3, D>& xz, const Tensor<T, 3, D>& conv_out, State& state) const {
+  Tensor<T, 3, D> step(const Tensor<T, 3, D>& xz, const View<const T, 3, D>& conv_out, State& state) const {
     const Index channels = sizes_.paths * sizes_.d_inner;
     const auto dtBC = project_scan(conv_out);
     const auto delta = project_dt(dtBC);

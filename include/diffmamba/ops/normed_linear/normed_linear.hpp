@@ -95,7 +95,7 @@ void check(const Inputs<T, DeviceType>& in, const View<T, 2, DeviceType>& out) {
 
 namespace detail {
 
-inline constexpr int warps = 8, most_rows = 8;
+inline constexpr int most_warps = 8, most_rows = 8;
 
 /// Shared memory of a block for its rows of the weight and all of x, each a little longer than it is.
 inline std::size_t block_bytes(Index columns, Index rows, Index channels) {
@@ -129,7 +129,7 @@ bool takes(const Inputs<T, DeviceType>& in) {
     constexpr Index most_elements = Index{16} << 20;
     return rows >= 1 && rows <= detail::most_rows && channels >= 32 &&
            detail::block_bytes(8, rows, channels) <= detail::most_bytes && channels % (32 * groups) == 0 &&
-           detail::warps % groups == 0 && in.weight.size() <= most_elements && in.weight.extent(0) > 0 &&
+           detail::most_warps % groups == 0 && in.weight.size() <= most_elements && in.weight.extent(0) > 0 &&
            detail::whole(View<const T, 2, DeviceType>(s.x)) && detail::whole(s.before.weight) &&
            detail::whole(s.residual) && detail::whole(s.residual_out) && detail::whole(s.norm.weight) &&
            detail::whole(View<const T, 2, DeviceType>(in.weight)) &&

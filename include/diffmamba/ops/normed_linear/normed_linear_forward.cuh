@@ -10,7 +10,7 @@
 /// Decoding's product on an NVIDIA GPU, as few_rows.cuh, in one kernel with the norm before it and the convolution
 /// behind: what decoding one sequence costs is not the bytes but the way from one kernel to the next.
 ///
-/// Every block needs the whole normalised row, so every block computes it. A warp owns an eighth of the channels: it
+/// Every block needs the whole normalised row, so every block computes it. A warp owns its part of the channels: it
 /// adds them up, puts r * norm.weight, rounded, into shared memory and multiplies them with its part of the weight
 /// right away. The root of the mean is one number per group of channels, and a group is some warps: their sums are
 /// scaled by it when all warps meet to add them. So the norm needs no barrier of its own. (r * norm.weight is rounded
@@ -64,8 +64,8 @@ __device__ inline float square_of_row(const T* x, int k) {
 
 // CUDA kernels
 
-/// `Groups` times 8 columns of the result per block.
-template <class T, int Groups>
+/// `Groups` times 8 columns of the result per block of `warps` that compute, and one that brings the weight.
+template <class T, int Groups, int warps>
 __global__ __launch_bounds__(32 * (warps + 1)) void normed_linear_kernel(const __grid_constant__ Operands p) {
   constexpr int columns = 8 * Groups;
   const FewRows& product = p.product;
@@ -198,10 +198,10 @@ __global__ __launch_bounds__(32 * (warps + 1)) void normed_linear_kernel(const _
 
 // Launchers
 
-template <class T, int Groups>
+template <class T, int Groups, int warps>
 void launch(const Operands& p, cudaStream_t stream) {
   constexpr int columns = 8 * Groups;
-  const auto kernel = normed_linear_kernel<T, Groups>;
+  const auto kernel = normed_linear_kernel<T, Groups, warps>;
   cuda_runtime::check(
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(most_bytes)),
       "cudaFuncSetAttribute");
@@ -252,11 +252,11 @@ void forward(const Inputs<T, cuda>& in, const std::type_identity_t<View<T, 2, cu
            detail::block_bytes(columns, p.product.m, k) <= detail::half_of_a_multiprocessor;
   };
   if (suits(32))
-    detail::launch<T, 4>(p, stream.handle);
+    detail::launch<T, 4, 8>(p, stream.handle);
   else if (suits(16))
-    detail::launch<T, 2>(p, stream.handle);
+    detail::launch<T, 2, 8>(p, stream.handle);
   else
-    detail::launch<T, 1>(p, stream.handle);
+    detail::launch<T, 1, 8>(p, stream.handle);
 }
 
 }  // namespace diffmamba::normed_linear

@@ -7,6 +7,7 @@
 #include "diffmamba/device/cuda.cuh"
 #include "diffmamba/device/overlap.cuh"
 #include "diffmamba/device/pack.cuh"
+#include "diffmamba/math/sigmoid.cuh"
 #include "diffmamba/ops/ssd/ssd.hpp"
 
 /// Decoding on an NVIDIA GPU: memory is what it costs, so every state is read and written once, whatever the number of
@@ -85,11 +86,15 @@ struct StepOperands {
     const Index index = slots[b];
     return 0 <= index && index < slot_count ? index : -1;
   }
-  __device__ T gated(accumulate_t<T> y, accumulate_t<T> value, Index b, int t, int h, int p) const {
-    using Real = accumulate_t<T>;
-    if (D != nullptr) y += D[h * D_head + p * D_channel] * value;
-    if (z != nullptr) y *= silu(static_cast<Real>(z[b * z_batch + t * z_token + h * z_head + p]));
-    return static_cast<T>(y);
+  __device__ accumulate_t<T> skip(int h, int p) const {
+    return D != nullptr ? D[h * D_head + p * D_channel] : accumulate_t<T>(0);
+  }
+  __device__ T gate(Index b, int t, int h, int p) const {
+    return z != nullptr ? z[b * z_batch + t * z_token + h * z_head + p] : T{};
+  }
+  __device__ T gated(accumulate_t<T> y, T gate) const {
+    const auto value = static_cast<accumulate_t<T>>(gate);
+    return narrow<T>(z != nullptr ? y * value * sigmoid_for<T>(value) : y);
   }
 };
 
@@ -135,7 +140,13 @@ __global__ void __launch_bounds__(128) ssd_step_kernel(StepOperands<T, S> in) {
     (there ? load_pack<each>(place + p * in.state_channel) : zero_pack<each, S>()).widen(state[r]);
   }
   const float A = in.A[h], bias = in.dt_bias != nullptr ? in.dt_bias[h] : 0.0f;
+  // In the end every lane has the sums of all rows; the first ones write one each.
+  static_assert(Rows <= Lanes);
+  const int own = first + part * side_by_side;
+  const bool owns = part < Rows && own < in.headdim;
+  const float skip = owns ? in.skip(h, own) : 0.0f;
   for (int t = 0; t < in.tokens; ++t) {
+    const T gate = owns ? in.gate(b, t, h, own) : T{};
     const float dt =
         discretize(static_cast<float>(in.dt[b * in.dt_batch + t * in.dt_token + h * in.dt_head]), bias, in.options);
     const float kept = decay(dt, A);
@@ -165,16 +176,13 @@ __global__ void __launch_bounds__(128) ssd_step_kernel(StepOperands<T, S> in) {
     for (int distance = Lanes / 2; distance > 0; distance /= 2)
 #pragma unroll
       for (int r = 0; r < Rows; ++r) y[r] += __shfl_xor_sync(0xffffffffu, y[r], distance);
-    // Now every lane has all sums; the first ones write one each.
-    static_assert(Rows <= Lanes);
     float sum = y[0], own_value = value[0];
 #pragma unroll
     for (int r = 1; r < Rows; ++r)
       if (part == r) sum = y[r], own_value = value[r];
-    const int p = first + part * side_by_side;
-    if (part < Rows && p < in.headdim)
-      in.out[b * in.out_batch + t * in.out_token + h * in.out_head + p] =
-          slot >= 0 ? in.gated(sum, own_value, b, t, h, p) : static_cast<T>(0.0f);
+    if (owns)
+      in.out[b * in.out_batch + t * in.out_token + h * in.out_head + own] =
+          slot >= 0 ? in.gated(sum + skip * own_value, gate) : T{};
   }
   if (slot < 0) return;
 #pragma unroll
@@ -215,7 +223,7 @@ __global__ void __launch_bounds__(128) ssd_step_any_kernel(StepOperands<T, S> in
       y += next * static_cast<Real>(C[n]);
     }
     for (int distance = 16; distance > 0; distance /= 2) y += __shfl_xor_sync(0xffffffffu, y, distance);
-    if (lane == 0) *out = in.gated(y, value, b, t, h, p);
+    if (lane == 0) *out = in.gated(y + in.skip(h, p) * value, in.gate(b, t, h, p));
   }
 }
 
