@@ -4,8 +4,8 @@
 
     python bench/peers/gpu/peers.py --ours FOLDER [--sources FOLDER] [--only WORD] [--json] [WHAT...]
 
-FOLDER of --ours holds our bench_gpu_* programs; packages.py says what --sources holds. WHAT is operators, blocks,
-training_step or decoding; without one all are done. Every peer is timed eagerly, as its users call it, and as a replayed
+FOLDER of --ours holds our bench_gpu_* programs; packages.py says what --sources holds. WHAT is training_step,
+decoding, blocks or operators; without one all are done. Every peer is timed eagerly, as its users call it, and as a replayed
 CUDA graph, which is the GPU's time alone; ours are graph replays. Prints a table, and with --json one object per line.
 """
 import argparse
@@ -159,8 +159,8 @@ def operators(table, found):
 
 
 def main():
-    what = {"operators": operators, "blocks": models.blocks, "training_step": models.training_step,
-            "decoding": models.decoding}
+    what = {"training_step": models.training_step, "decoding": models.decoding, "blocks": models.blocks,
+            "operators": operators}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ours", required=True)
     parser.add_argument("--sources", default=".peers/src")
