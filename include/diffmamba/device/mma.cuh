@@ -70,7 +70,8 @@ __device__ inline void multiply_add(float (&c)[4], const unsigned (&a)[4], unsig
 /// c (16 x 8) += a (16 x 8) b (8 x 8) of floats cut to tf32 (their last 13 bits are ignored): a[0] is row l / 4, column
 /// l % 4, a[1] 8 rows below, a[2] and a[3] four columns further; b0 row l % 4, column l / 4, b1 four rows below.
 __device__ inline void multiply_add_tf32(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
-  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
