@@ -85,7 +85,7 @@ __device__ inline unsigned long long mass_of(float weight, int bits) {
   return shift >= 0 ? mantissa << shift : mantissa >> -shift;
 }
 
-inline constexpr int sampler_list = 4096;
+inline constexpr int sampler_list = 4096, sampler_few = 256;
 
 /// The shared memory of select_by_mass.
 struct Selection {
@@ -94,7 +94,39 @@ struct Selection {
   unsigned list[sampler_list];  // keys
   int listed;
   unsigned only;
+  unsigned long long smaller;
+  bool any;
 };
+
+/// select_by_mass for the first `size` keys of the list, up to sampler_few: every key looks at all others. `below`:
+/// what counts already.
+template <class Mass>
+__device__ inline bool select_of_few(int size, unsigned long long budget, const Mass& mass, Selection& shared,
+                                     unsigned& found, unsigned long long& below) {
+  if (threadIdx.x == 0) shared.any = false;
+  __syncthreads();
+  if (const int i = static_cast<int>(threadIdx.x); i < size) {
+    const unsigned own = shared.list[i];
+    unsigned long long smaller = below, equal = 0;
+    bool first = true;
+    for (int j = 0; j < size; ++j) {
+      const unsigned other = shared.list[j];
+      const unsigned long long m = mass(other);
+      smaller += other < own ? m : 0ull;
+      equal += other == own ? m : 0ull;
+      first = first && (other != own || j >= i);
+    }
+    if (first && smaller <= budget && smaller + equal > budget) {  // one thread
+      shared.only = own;
+      shared.smaller = smaller;
+      shared.any = true;
+    }
+  }
+  __syncthreads();
+  found = shared.only;
+  below = shared.smaller;
+  return shared.any;
+}
 
 /// Finds, two bits at a time, the smallest key whose mass and that of all smaller keys together are more than `budget`.
 /// `below`: the mass of all smaller keys. False if there is no such key. The mass follows from the key; keys of mass 0
@@ -108,6 +140,7 @@ __device__ inline bool select_by_mass(int size, unsigned long long budget, const
   below = 0;
   __syncthreads();
   for (int shift = 30; shift >= 0; shift -= 2) {
+    if (from_list && size <= sampler_few) return select_of_few(size, budget, mass, shared, found, below);
     // The keys with each next digit: how many, and their mass.
     unsigned long long sum[4] = {};
     int count[4] = {};
@@ -162,19 +195,53 @@ __device__ inline bool select_by_mass(int size, unsigned long long budget, const
       found = shared.only;
       return true;
     }
-    if (!from_list && left <= sampler_list) {
-      if (threadIdx.x == 0) shared.listed = 0;
-      __syncthreads();
-      for (int i = static_cast<int>(threadIdx.x); i < size; i += sampler_threads) {
-        const unsigned bits = key(i);
-        if (((bits ^ found) >> shift) == 0 && mass(bits) != 0) shared.list[atomicAdd(&shared.listed, 1)] = bits;
-      }
-      __syncthreads();
-      from_list = true;
-      size = left;
+    if (left > (from_list ? sampler_few : sampler_list) || (from_list && size <= sampler_few)) continue;
+    // Those that are left become the list; what the list holds is in registers meanwhile.
+    unsigned listed[sampler_list / sampler_threads];
+#pragma unroll
+    for (int t = 0; t < sampler_list / sampler_threads; ++t)
+      if (const int i = static_cast<int>(threadIdx.x) + t * sampler_threads; from_list && i < size)
+        listed[t] = shared.list[i];
+    if (threadIdx.x == 0) shared.listed = 0;
+    __syncthreads();
+    const auto keep = [&](unsigned bits) {
+      if (((bits ^ found) >> shift) == 0 && mass(bits) != 0) shared.list[atomicAdd(&shared.listed, 1)] = bits;
+    };
+    if (from_list) {
+#pragma unroll
+      for (int t = 0; t < sampler_list / sampler_threads; ++t)
+        if (static_cast<int>(threadIdx.x) + t * sampler_threads < size) keep(listed[t]);
+    } else {
+      for (int i = static_cast<int>(threadIdx.x); i < size; i += sampler_threads) keep(key(i));
     }
+    __syncthreads();
+    from_list = true;
+    size = left;
   }
   return true;
+}
+
+/// Moves the values that are at least `least` to the front, in their order, if they are not more than the threads;
+/// `tokens` then says where they were. Returns how many values there are now.
+__device__ inline int gather(float* values, int size, float least, Selection& shared, const int*& tokens) {
+  __shared__ int places[sampler_threads];
+  const int run = (size + sampler_threads - 1) / sampler_threads, thread = static_cast<int>(threadIdx.x);
+  const int begin = ::min(thread * run, size), end = ::min(begin + run, size);
+  unsigned long long count = 0, total = 0;
+  for (int v = begin; v < end; ++v) count += values[v] >= least ? 1 : 0;
+  int at = static_cast<int>(inclusive_sum(count, total) - count);
+  if (total > sampler_threads) return size;
+  if (count > 0)
+    for (int v = begin; v < end; ++v)
+      if (values[v] >= least) {
+        shared.list[at] = __float_as_uint(values[v]);
+        places[at++] = v;
+      }
+  __syncthreads();
+  if (thread < static_cast<int>(total)) values[thread] = __uint_as_float(shared.list[thread]);
+  __syncthreads();
+  tokens = places;
+  return static_cast<int>(total);
 }
 
 /// The key of the k-th largest of `values`, where the larger have the smaller keys. `own` is the largest value that the
@@ -235,13 +302,15 @@ __global__ void __launch_bounds__(detail::sampler_threads, 1)
   __shared__ detail::Selection selection;
   const Index row = blockIdx.x;
   const int size = static_cast<int>(logits.extent(1)), thread = static_cast<int>(threadIdx.x);
+  const int* kept = nullptr;  // the tokens that `values` is about, where they are few; else all
+  const auto token_of = [&](int v) { return kept != nullptr ? kept[v] : v; };
   const R* from = logits.data() + row * logits.stride(0);
   const Index step = logits.stride(1);
   float* values = in_shared ? shared_row : scratch + row * size;
   const R divisor = options.temperature > 0 ? static_cast<R>(options.temperature) : R(1);
   const auto drop = [&](int v) {
     values[v] = 0.0f;
-    if (filtered) filtered(row, v) = -static_cast<R>(INFINITY);
+    if (filtered) filtered(row, token_of(v)) = -static_cast<R>(INFINITY);
   };
 
   bool bad = false;
@@ -287,20 +356,26 @@ __global__ void __launch_bounds__(detail::sampler_threads, 1)
       least = __uint_as_float((bits >> 31) != 0 ? bits ^ 0x80000000u : ~bits);
     }
     __syncthreads();
+    int left = size;
+    if (least > -INFINITY) {
+      for (int v = thread; v < size; v += threads)
+        if (values[v] < least) drop(v), values[v] = -INFINITY;
+      __syncthreads();
+      left = detail::gather(values, size, least, selection, kept);
+    }
     // Weights relative to the likeliest take the place of the logits.
-    for (int v = thread; v < size; v += threads) {
+    for (int v = thread; v < left; v += threads) {
       const float value = values[v];
-      if (value < least)
-        drop(v);
-      else
-        values[v] =
-            detail::weight_of((static_cast<double>(value) - static_cast<double>(largest)) / options.temperature);
+      values[v] =
+          value < least
+              ? 0.0f
+              : detail::weight_of((static_cast<double>(value) - static_cast<double>(largest)) / options.temperature);
     }
     __syncthreads();
     const auto mass = [&](int v) { return detail::mass_of(values[v], options.mass_bits); };
     // From here on every thread has a run of neighbouring tokens.
-    const int run = (size + threads - 1) / threads;
-    const int begin = ::min(thread * run, size), end = ::min(begin + run, size);
+    const int run = (left + threads - 1) / threads;
+    const int begin = ::min(thread * run, left), end = ::min(begin + run, left);
     unsigned long long sum = 0, total = 0;
     if (options.top_p < 1) {
       for (int v = begin; v < end; ++v) sum += mass(v);
@@ -312,7 +387,7 @@ __global__ void __launch_bounds__(detail::sampler_threads, 1)
       const auto bits = [&](int v) { return __float_as_uint(values[v]); };
       unsigned long long dropped = ~0ull;  // so many of those with the weight of `key`
       if (detail::select_by_mass(
-              size, budget, bits,
+              left, budget, bits,
               [&](unsigned word) { return detail::mass_of(__uint_as_float(word), options.mass_bits); }, selection,
               false, key, below))
         dropped = (budget - below) / detail::mass_of(__uint_as_float(key), options.mass_bits);
@@ -346,7 +421,7 @@ __global__ void __launch_bounds__(detail::sampler_threads, 1)
       rest -= up_to - sum;
       int v = begin;
       for (unsigned long long m; (m = mass(v)) <= rest; ++v) rest -= m;
-      drawn = v;
+      drawn = token_of(v);
     }
   }
   __syncthreads();
