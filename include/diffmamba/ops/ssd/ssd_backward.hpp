@@ -126,21 +126,20 @@ void chunk_mixing_backward(const Plan<A>& plan, Index steps, bool first_head, Ba
   const Decays<A>& decays = s.forward.decays;
   fill_zero(s.column, q);
   for (Index t = steps - 1; t >= 0; --t) {
-    Packet<A> before = simd::pset1<Packet<A>>(A(0));
+    Lanes<A> before = Lanes<A>::all(A(0));
     Index j = 0;
     for (; j <= t; j += packet_size<A>) {
       const Index at = t * q + j;
-      const Packet<A> decay = decay_packet(decays, t, j), score = simd::ploadu<Packet<A>>(s.forward.scores + at);
-      const Packet<A> dscore = simd::pmul(decay, simd::ploadu<Packet<A>>(s.dmixing + at));
-      simd::pstoreu(s.forward.mixing + at, simd::pmul(decay, score));
-      simd::pstoreu(s.dscores + at, first_head ? dscore : simd::padd(simd::ploadu<Packet<A>>(s.dscores + at), dscore));
-      const Packet<A> column = simd::pmadd(dscore, score, simd::ploadu<Packet<A>>(s.column + j));
-      simd::pstoreu(s.column + j, column);
+      const Lanes<A> decay = decay_packet(decays, t, j), score = Lanes<A>::load(s.forward.scores + at);
+      const Lanes<A> dscore = decay * Lanes<A>::load(s.dmixing + at);
+      (decay * score).store(s.forward.mixing + at);
+      (first_head ? dscore : Lanes<A>::load(s.dscores + at) + dscore).store(s.dscores + at);
+      const Lanes<A> column = multiply_add(dscore, score, Lanes<A>::load(s.column + j));
+      column.store(s.column + j);
       const Index earlier = t - j;  // lanes s < t
-      before =
-          earlier >= packet_size<A> ? simd::padd(before, column) : simd::pmadd(column, first_lanes<A>(earlier), before);
+      before = earlier >= packet_size<A> ? before + column : multiply_add(column, first_lanes<A>(earlier), before);
     }
-    s.dlog_decay[t] = simd::predux(before);
+    s.dlog_decay[t] = before.sum();
     fill_zero(s.forward.mixing + t * q + j, padded<A>(t + 1) - j);
     fill_zero(s.dscores + t * q + j, padded<A>(t + 1) - j);
   }
@@ -151,18 +150,17 @@ template <class T, class A>
 void chunk_gate_backward(const Problem<T>& in, const Plan<A>& plan, Index b, Index begin, Index steps, Index h,
                          const ForwardScratch<A>& f, A* dy, const View<T, 4>& dz) {
   const Index row = plan.row_headdim;
-  const Packet<A> one = simd::pset1<Packet<A>>(A(1));
+  const Lanes<A> one = Lanes<A>::all(A(1));
   const A *x = f.x, *y = f.y;
   for (Index t = 0; t < steps; ++t, x += row, y += row, dy += row) {
     load_rows(in.z.pointer(b, begin + t, h), 0, 1, plan.headdim, f.z, row);
     for (Index j = 0; j < row; j += packet_size<A>) {
-      const Packet<A> z = simd::ploadu<Packet<A>>(f.z + j), s = sigmoid_packet<A>(z);
-      const Packet<A> dout = simd::ploadu<Packet<A>>(dy + j);
-      const Packet<A> before_gate =
-          simd::pmadd(simd::ploadu<Packet<A>>(f.D + j), simd::ploadu<Packet<A>>(x + j), simd::ploadu<Packet<A>>(y + j));
-      const Packet<A> slope = simd::pmul(s, simd::pmadd(z, simd::psub(one, s), one));
-      simd::pstoreu(dy + j, simd::pmul(dout, simd::pmul(z, s)));
-      simd::pstoreu(f.z + j, simd::pmul(dout, simd::pmul(before_gate, slope)));
+      const Lanes<A> z = Lanes<A>::load(f.z + j), s = sigmoid(z);
+      const Lanes<A> dout = Lanes<A>::load(dy + j);
+      const Lanes<A> before_gate = multiply_add(Lanes<A>::load(f.D + j), Lanes<A>::load(x + j), Lanes<A>::load(y + j));
+      const Lanes<A> slope = s * multiply_add(z, one - s, one);
+      (dout * (z * s)).store(dy + j);
+      (dout * (before_gate * slope)).store(f.z + j);
     }
     if (dz) store_rows(f.z, row, 1, plan.headdim, dz.pointer(b, begin + t, h), 0);
   }
@@ -174,16 +172,16 @@ void chunk_input_backward(const Plan<A>& plan, Index steps, const A* dt, const A
                           A* dD, A* x_du, T* dx, Index dx_stride) {
   const Index row = plan.row_headdim;
   for (Index t = 0; t < steps; ++t, x += row, dy += row, du += row) {
-    const Packet<A> step = simd::pset1<Packet<A>>(dt[t]);
-    Packet<A> sum = simd::pset1<Packet<A>>(A(0));
+    const Lanes<A> step = Lanes<A>::all(dt[t]);
+    Lanes<A> sum = Lanes<A>::all(A(0));
     for (Index j = 0; j < row; j += packet_size<A>) {
-      const Packet<A> x_t = simd::ploadu<Packet<A>>(x + j), dy_t = simd::ploadu<Packet<A>>(dy + j);
-      const Packet<A> du_t = simd::ploadu<Packet<A>>(du + j);
-      sum = simd::pmadd(x_t, du_t, sum);
-      simd::pstoreu(dD + j, simd::pmadd(x_t, dy_t, simd::ploadu<Packet<A>>(dD + j)));
-      simd::pstoreu(du + j, simd::pmadd(step, du_t, simd::pmul(simd::ploadu<Packet<A>>(D + j), dy_t)));
+      const Lanes<A> x_t = Lanes<A>::load(x + j), dy_t = Lanes<A>::load(dy + j);
+      const Lanes<A> du_t = Lanes<A>::load(du + j);
+      sum = multiply_add(x_t, du_t, sum);
+      multiply_add(x_t, dy_t, Lanes<A>::load(dD + j)).store(dD + j);
+      multiply_add(step, du_t, Lanes<A>::load(D + j) * dy_t).store(du + j);
     }
-    x_du[t] = simd::predux(sum);
+    x_du[t] = sum.sum();
     if (dx != nullptr) store_rows(du, row, 1, plan.headdim, dx + t * dx_stride, 0);
   }
 }
@@ -192,13 +190,13 @@ void chunk_input_backward(const Plan<A>& plan, Index steps, const A* dt, const A
 template <class A>
 void add_rows(const A* products, const A* by, Index steps, Index stride, A* to, A* passed) {
   for (Index t = 0; t < steps; ++t) {
-    Packet<A> sum = simd::pset1<Packet<A>>(A(0));
+    Lanes<A> sum = Lanes<A>::all(A(0));
     for (Index j = t * stride; j < (t + 1) * stride; j += packet_size<A>) {
-      const Packet<A> value = simd::ploadu<Packet<A>>(products + j);
-      sum = simd::pmadd(value, simd::ploadu<Packet<A>>(by + j), sum);
-      simd::pstoreu(to + j, simd::padd(simd::ploadu<Packet<A>>(to + j), value));
+      const Lanes<A> value = Lanes<A>::load(products + j);
+      sum = multiply_add(value, Lanes<A>::load(by + j), sum);
+      (Lanes<A>::load(to + j) + value).store(to + j);
     }
-    passed[t] = simd::predux(sum);
+    passed[t] = sum.sum();
   }
 }
 

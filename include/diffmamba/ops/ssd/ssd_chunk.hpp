@@ -115,12 +115,11 @@ struct Decays {
       for (Index t = 0; t < steps; ++t) add(t, sum += static_cast<double>(dt[t]) * a);
     }
     for (Index t = steps; t < row; ++t) high[t] = low[t] = A(0);
-    const Packet<A> end_high = simd::pset1<Packet<A>>(high[steps - 1]),
-                    end_low = simd::pset1<Packet<A>>(low[steps - 1]);
+    const Lanes<A> end_high = Lanes<A>::all(high[steps - 1]), end_low = Lanes<A>::all(low[steps - 1]);
     for (Index t = 0; t < row; t += packet_size<A>) {
-      const Packet<A> c_high = simd::ploadu<Packet<A>>(high + t), c_low = simd::ploadu<Packet<A>>(low + t);
-      simd::pstoreu(from_start + t, simd::pexp(simd::padd(c_high, c_low)));
-      simd::pstoreu(to_end + t, simd::pexp(simd::padd(simd::psub(end_high, c_high), simd::psub(end_low, c_low))));
+      const Lanes<A> c_high = Lanes<A>::load(high + t), c_low = Lanes<A>::load(low + t);
+      exp(c_high + c_low).store(from_start + t);
+      exp(end_high - c_high + (end_low - c_low)).store(to_end + t);
     }
     through = from_start[steps - 1];
   }
@@ -155,13 +154,12 @@ struct Decays {
 /// e^{c_t - c_s} for the packet s = j, j + 1, ...; zero for s > t. Never the exponential of something larger than a
 /// difference c_t - c_s with s <= t, which is at most 0 while A is negative.
 template <class A>
-inline Packet<A> decay_packet(const Decays<A>& d, Index t, Index j) {
-  const Packet<A> difference =
-      simd::padd(simd::psub(simd::pset1<Packet<A>>(d.high[t]), simd::ploadu<Packet<A>>(d.high + j)),
-                 simd::psub(simd::pset1<Packet<A>>(d.low[t]), simd::ploadu<Packet<A>>(d.low + j)));
-  if (j + packet_size<A> <= t + 1) return simd::pexp(difference);
-  const Packet<A> largest = simd::pset1<Packet<A>>(std::is_same_v<A, float> ? A(88) : A(709));  // e to it is finite
-  return simd::pmul(simd::pexp(simd::pmin(difference, largest)), first_lanes<A>(t + 1 - j));
+inline Lanes<A> decay_packet(const Decays<A>& d, Index t, Index j) {
+  const Lanes<A> difference =
+      Lanes<A>::all(d.high[t]) - Lanes<A>::load(d.high + j) + (Lanes<A>::all(d.low[t]) - Lanes<A>::load(d.low + j));
+  if (j + packet_size<A> <= t + 1) return exp(difference);
+  const Lanes<A> largest = Lanes<A>::all(std::is_same_v<A, float> ? A(88) : A(709));  // e to it is finite
+  return exp(min(difference, largest)) * first_lanes<A>(t + 1 - j);
 }
 
 /// D as a row of the tile: per channel, or one number in every place; zero without D.

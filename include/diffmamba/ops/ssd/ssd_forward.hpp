@@ -56,8 +56,7 @@ void chunk_output(const Plan<A>& plan, Index steps, const Decays<A>& decays, con
   for (Index t = 0; t < steps; ++t) {
     Index s = 0;
     for (; s <= t; s += packet_size<A>)
-      simd::pstoreu(mixing + t * q + s,
-                    simd::pmul(decay_packet(decays, t, s), simd::ploadu<Packet<A>>(scores + t * q + s)));
+      (decay_packet(decays, t, s) * Lanes<A>::load(scores + t * q + s)).store(mixing + t * q + s);
     fill_zero(mixing + t * q + s, padded<A>(t + 1) - s);
   }
   if (state != nullptr)
@@ -74,13 +73,12 @@ void chunk_store(const Problem<T>& in, const Plan<A>& plan, Index b, Index begin
   for (Index t = 0; t < steps; ++t, x += row, y += row) {
     if (in.z) load_rows(in.z.pointer(b, begin + t, h), 0, 1, plan.headdim, z, row);
     for (Index j = 0; j < row; j += packet_size<A>) {
-      Packet<A> value =
-          simd::pmadd(simd::ploadu<Packet<A>>(D + j), simd::ploadu<Packet<A>>(x + j), simd::ploadu<Packet<A>>(y + j));
+      Lanes<A> value = multiply_add(Lanes<A>::load(D + j), Lanes<A>::load(x + j), Lanes<A>::load(y + j));
       if (in.z) {
-        const Packet<A> gate = simd::ploadu<Packet<A>>(z + j);
-        value = simd::pmul(value, simd::pmul(gate, sigmoid_packet<A>(gate)));
+        const Lanes<A> gate = Lanes<A>::load(z + j);
+        value = value * (gate * sigmoid(gate));
       }
-      simd::pstoreu(y + j, value);
+      value.store(y + j);
     }
     store_rows(y, row, 1, plan.headdim, out.pointer(b, begin + t, h), 0);
   }

@@ -17,15 +17,14 @@ A step_row(A* s, const T* B, const T* C, Index d_state, A decay, A input) {
   A sum = A(0);
   Index n = 0;
   if constexpr (std::is_same_v<T, A>) {
-    const Packet<A> keep = simd::pset1<Packet<A>>(decay), add = simd::pset1<Packet<A>>(input);
-    Packet<A> sums = simd::pset1<Packet<A>>(A(0));
+    const Lanes<A> keep = Lanes<A>::all(decay), add = Lanes<A>::all(input);
+    Lanes<A> sums = Lanes<A>::all(A(0));
     for (; n + packet_size<A> <= d_state; n += packet_size<A>) {
-      const Packet<A> value =
-          simd::pmadd(keep, simd::ploadu<Packet<A>>(s + n), simd::pmul(add, simd::ploadu<Packet<A>>(B + n)));
-      simd::pstoreu(s + n, value);
-      sums = simd::pmadd(value, simd::ploadu<Packet<A>>(C + n), sums);
+      const Lanes<A> value = multiply_add(keep, Lanes<A>::load(s + n), add * Lanes<A>::load(B + n));
+      value.store(s + n);
+      sums = multiply_add(value, Lanes<A>::load(C + n), sums);
     }
-    sum = simd::predux(sums);
+    sum = sums.sum();
   }
   for (; n < d_state; ++n) {
     s[n] = decay * s[n] + input * static_cast<A>(B[n]);

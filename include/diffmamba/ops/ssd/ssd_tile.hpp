@@ -6,8 +6,9 @@
 #include <type_traits>  // std::integral_constant, std::is_same_v
 
 #include "diffmamba/core/config.hpp"
-#include "diffmamba/core/eigen_core.hpp"
 #include "diffmamba/device/workspace.hpp"
+#include "diffmamba/math/lanes.hpp"
+#include "diffmamba/math/sigmoid.hpp"
 
 // Matrices of one chunk on the CPU: at most 64 steps by a head or a state, so that they live in the first two caches.
 // Products of this size are lost in a general GEMM's packing (Eigen reaches two thirds of what this file does), and
@@ -15,16 +16,11 @@
 //
 // A tile is a dense row-major matrix whose rows are padded to `unit` elements. The padding is zero in whatever is
 // loaded, hence in whatever is computed: products and sums over rows run over whole packets and never ask for a tail.
-// Packets are Eigen's, so this is AVX-512, AVX, SSE or NEON, or plain scalars, as Eigen is compiled.
+// A packet is one Lanes: AVX-512, AVX, SSE or NEON, or a plain scalar, as Eigen is compiled.
 namespace diffmamba::ssd::detail {
 
-namespace simd = Eigen::internal;  // ploadu, pstoreu, pset1, pmadd, pexp, ...
-
 template <class A>
-using Packet = typename simd::packet_traits<A>::type;
-
-template <class A>
-inline constexpr Index packet_size = static_cast<Index>(simd::packet_traits<A>::size);
+inline constexpr Index packet_size = Lanes<A>::size;
 
 /// Rows of a register block: 8 x 2 packets of sums where there are 32 registers, 4 x 2 where there are 16.
 inline constexpr int block_rows = EIGEN_ARCH_DEFAULT_NUMBER_OF_REGISTERS >= 32 ? 8 : 4;
@@ -89,26 +85,17 @@ void store_rows(const A* from, Index stride, Index rows, Index columns, T* to, I
 template <class A>
 void scale_rows(const A* from, const A* scale, Index rows, Index stride, A* to) {
   for (Index i = 0; i < rows; ++i) {
-    const Packet<A> s = simd::pset1<Packet<A>>(scale[i]);
-    for (Index j = i * stride; j < (i + 1) * stride; j += packet_size<A>)
-      simd::pstoreu(to + j, simd::pmul(s, simd::ploadu<Packet<A>>(from + j)));
+    const Lanes<A> s = Lanes<A>::all(scale[i]);
+    for (Index j = i * stride; j < (i + 1) * stride; j += packet_size<A>) (s * Lanes<A>::load(from + j)).store(to + j);
   }
 }
 
 /// sum_j a_j b_j over a padded row, or over any dense memory of whole packets
 template <class A>
 A dot(const A* a, const A* b, Index n) {
-  Packet<A> sum = simd::pset1<Packet<A>>(A(0));
-  for (Index j = 0; j < n; j += packet_size<A>)
-    sum = simd::pmadd(simd::ploadu<Packet<A>>(a + j), simd::ploadu<Packet<A>>(b + j), sum);
-  return simd::predux(sum);
-}
-
-/// 1 / (1 + e^-x)
-template <class A>
-Packet<A> sigmoid_packet(const Packet<A>& x) {
-  const Packet<A> one = simd::pset1<Packet<A>>(A(1));
-  return simd::pdiv(one, simd::padd(one, simd::pexp(simd::pnegate(x))));
+  Lanes<A> sum = Lanes<A>::all(A(0));
+  for (Index j = 0; j < n; j += packet_size<A>) sum = multiply_add(Lanes<A>::load(a + j), Lanes<A>::load(b + j), sum);
+  return sum.sum();
 }
 
 #if defined(__GNUC__)  // g++ remarks that a packet in a template argument loses its alignment attribute; it does not
@@ -122,12 +109,12 @@ void transpose(const A* from, Index from_stride, Index rows, Index columns, A* t
   const Index whole_rows = rows / w * w, whole_columns = columns / w * w;
   for (Index j = 0; j < whole_columns; j += w)
     for (Index i = 0; i < whole_rows; i += w) {
-      simd::PacketBlock<Packet<A>, w> block;
+      Eigen::internal::PacketBlock<typename Lanes<A>::Register, w> block;
 #pragma GCC unroll 16
-      for (int k = 0; k < w; ++k) block.packet[k] = simd::ploadu<Packet<A>>(from + (i + k) * from_stride + j);
-      simd::ptranspose(block);
+      for (int k = 0; k < w; ++k) block.packet[k] = Lanes<A>::load(from + (i + k) * from_stride + j).raw;
+      Eigen::internal::ptranspose(block);
 #pragma GCC unroll 16
-      for (int k = 0; k < w; ++k) simd::pstoreu(to + (j + k) * stride + i, block.packet[k]);
+      for (int k = 0; k < w; ++k) Lanes<A>::of(block.packet[k]).store(to + (j + k) * stride + i);
     }
   for (Index j = 0; j < columns; ++j) {
     for (Index i = j < whole_columns ? whole_rows : 0; i < rows; ++i) to[j * stride + i] = from[i * from_stride + j];
@@ -141,7 +128,7 @@ void transpose(const A* from, Index from_stride, Index rows, Index columns, A* t
 
 /// 1 in the first `count` lanes, else 0.
 template <class A>
-Packet<A> first_lanes(Index count) {
+Lanes<A> first_lanes(Index count) {
   static constexpr auto table = [] {
     struct {
       A value[2 * packet_size<A>];
@@ -149,7 +136,7 @@ Packet<A> first_lanes(Index count) {
     for (Index j = 0; j < packet_size<A>; ++j) t.value[j] = A(1);
     return t;
   }();
-  return simd::ploadu<Packet<A>>(table.value + packet_size<A> - count);
+  return Lanes<A>::load(table.value + packet_size<A> - count);
 }
 
 // --- Products --------------------------------------------------------------------------------------------------------
@@ -176,28 +163,28 @@ template <class A, bool Transposed, int Rows, int Packets>
 inline void product_block(Index depth, const A* a, Index a_stride, const A* b, Index b_stride, A* c, Index c_stride,
                           const Into<A>& into, Index row) {
   constexpr int w = static_cast<int>(packet_size<A>), blocks = Rows * Packets;
-  Packet<A> sum[Rows][Packets];
+  Lanes<A> sum[Rows][Packets];
 #pragma GCC unroll 16
-  for (int e = 0; e < blocks; ++e) sum[e / Packets][e % Packets] = simd::pset1<Packet<A>>(A(0));
+  for (int e = 0; e < blocks; ++e) sum[e / Packets][e % Packets] = Lanes<A>::all(A(0));
   for (Index k = 0; k < depth; ++k) {
-    Packet<A> right[Packets];
+    Lanes<A> right[Packets];
 #pragma GCC unroll 2
-    for (int p = 0; p < Packets; ++p) right[p] = simd::ploadu<Packet<A>>(b + k * b_stride + p * w);
+    for (int p = 0; p < Packets; ++p) right[p] = Lanes<A>::load(b + k * b_stride + p * w);
 #pragma GCC unroll 8
     for (int i = 0; i < Rows; ++i) {
-      const Packet<A> left = simd::pset1<Packet<A>>(Transposed ? a[k * a_stride + i] : a[i * a_stride + k]);
+      const Lanes<A> left = Lanes<A>::all(Transposed ? a[k * a_stride + i] : a[i * a_stride + k]);
 #pragma GCC unroll 2
-      for (int p = 0; p < Packets; ++p) sum[i][p] = simd::pmadd(left, right[p], sum[i][p]);
+      for (int p = 0; p < Packets; ++p) sum[i][p] = multiply_add(left, right[p], sum[i][p]);
     }
   }
 #pragma GCC unroll 16
   for (int e = 0; e < blocks; ++e) {
     const int i = e / Packets, p = e % Packets;
     A* to = c + i * c_stride + p * w;
-    Packet<A> value = sum[i][p];
-    if (into.scale != nullptr) value = simd::pmul(value, simd::pset1<Packet<A>>(into.scale[row + i]));
-    if (into.keep != A(0)) value = simd::pmadd(simd::pset1<Packet<A>>(into.keep), simd::ploadu<Packet<A>>(to), value);
-    simd::pstoreu(to, value);
+    Lanes<A> value = sum[i][p];
+    if (into.scale != nullptr) value = value * Lanes<A>::all(into.scale[row + i]);
+    if (into.keep != A(0)) value = multiply_add(Lanes<A>::all(into.keep), Lanes<A>::load(to), value);
+    value.store(to);
   }
 }
 
