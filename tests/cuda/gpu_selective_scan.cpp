@@ -65,6 +65,22 @@ TEST_SUITE("on a GPU" * doctest::skip(cuda_runtime::device_count() == 0)) {
     CHECK(error_of<half>({.batch = 2, .length = 300, .channels = 64, .d_state = 16}) < 2.2e-4);
   }
 
+  TEST_CASE_TEMPLATE("selective_scan forward: rows copied in pieces or by numbers, the same bits", T, float, bfloat16) {
+    const GpuProblem<T> p({.batch = 2, .length = 83, .channels = 136, .d_state = 16});
+    const auto expected = scan::forward(p.inputs(), p.options());
+    const Shifted<T, 3> u(p.u), delta(p.delta), z(p.z);
+    const Shifted<T, 4> B(p.B), C(p.C);
+    auto shifted = p.inputs();
+    shifted.u = u.view;
+    shifted.delta = delta.view;
+    shifted.z = z.view;
+    shifted.B = B.view;
+    shifted.C = C.view;
+    const auto got = scan::forward(shifted, p.options());
+    CHECK(same_bits(got.out, expected.out));
+    CHECK(same_bits(got.final_state, expected.final_state));
+  }
+
   TEST_CASE("selective_scan forward: strided views, inference, the caller's memory, always the same bits") {
     const ScanShape s{.batch = 2, .length = 83, .channels = 70, .d_state = 16, .groups_B = 2, .groups_C = 2};
     const GpuProblem<float> p(s);

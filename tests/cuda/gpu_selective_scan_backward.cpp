@@ -108,6 +108,29 @@ TEST_SUITE("on a GPU" * doctest::skip(cuda_runtime::device_count() == 0)) {
     check_gradients<bfloat16>({.batch = 1, .length = 2000, .channels = 64, .d_state = 16}, tolerance);
   }
 
+  TEST_CASE_TEMPLATE("selective_scan backward: rows copied in pieces or by numbers, the same bits", T, float,
+                     bfloat16) {
+    const GpuProblem<T> p({.batch = 2, .length = 83, .channels = 136, .d_state = 16});
+    const auto saved = scan::forward(p.inputs(), p.options()).saved;
+    const auto expected = scan::backward(p.inputs(), saved, {.dout = p.dout, .dfinal_state = p.dfinal_state});
+    const Shifted<T, 3> u(p.u), delta(p.delta), z(p.z), dout(p.dout);
+    const Shifted<T, 4> B(p.B), C(p.C);
+    auto shifted = p.inputs();
+    shifted.u = u.view;
+    shifted.delta = delta.view;
+    shifted.z = z.view;
+    shifted.B = B.view;
+    shifted.C = C.view;
+    const auto got = scan::backward(shifted, saved, {.dout = dout.view, .dfinal_state = p.dfinal_state});
+    CHECK(same_bits(got.du, expected.du));
+    CHECK(same_bits(got.ddelta, expected.ddelta));
+    CHECK(same_bits(got.dz, expected.dz));
+    CHECK(same_bits(got.dA, expected.dA));
+    CHECK(same_bits(got.dB, expected.dB));
+    CHECK(same_bits(got.dC, expected.dC));
+    CHECK(same_bits(got.dinitial_state, expected.dinitial_state));
+  }
+
   TEST_CASE("selective_scan backward: some gradients, strided, added, from the output or the state alone, same bits") {
     const ScanShape s{.batch = 2, .length = 83, .channels = 70, .d_state = 16, .groups_B = 2, .groups_C = 2};
     const GpuProblem<float> p(s);

@@ -82,6 +82,23 @@ struct ScanProblem {
   }
   scan::Options options() const { return {.delta_softplus = shape.softplus}; }
 };
+/// The same numbers between others, off the borders of every pack.
+template <class T, int Rank>
+struct Shifted {
+  Tensor<T, Rank, cuda> memory;
+  View<const T, Rank, cuda> view;
+
+  explicit Shifted(const Tensor<T, Rank, cuda>& x) {
+    Extents<Rank> extents = x.extents();
+    const Index size = extents[Rank - 1];
+    extents[Rank - 1] += 3;
+    memory = Tensor<T, Rank, cuda>(extents);
+    const auto inner = memory.view().template slice<Rank - 1>(1, 1 + size);
+    copy(x.view(), inner);
+    view = inner;
+  }
+};
+
 /// What the GPU gets, and the same numbers in double for the CPU.
 template <class T>
 using GpuProblem = ScanProblem<T, T, cuda>;

@@ -2,7 +2,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include "diffmamba/device/mma.cuh"
 #include "diffmamba/ops/selective_scan/selective_scan_device.cuh"
 
 /// The backward scan on an NVIDIA GPU; selective_scan_backward.hpp has the derivation, selective_scan_device.cuh says
@@ -27,11 +26,6 @@ struct DeviceGradients {
   Index checkpoint_count;
   RowsView<T> du, ddelta, dz;
   StatesView<S> dinitial_state;
-
-  /// The state before token `first`, which begins a tile other than the first.
-  __device__ const S* checkpoint(const DeviceInputs<T>& in, Index batch, Index first) const {
-    return checkpoints + (batch * checkpoint_count + first / tile_tokens - 1) * in.d_state * in.channels;
-  }
 };
 
 /// What the blocks leave for the launches that add. A slot is a segment of a sequence.
@@ -130,26 +124,36 @@ struct ChannelSums {
   }
 };
 
-template <class S, int Lanes>
+/// Where the staged activations lie.
+enum Staged : int { staged_delta, staged_z, staged_dout, staged_u };
+
+template <class T, int Lanes>
 struct BackwardShared {
-  static constexpr int width = Place<Lanes>::width, warps = block_threads / 32;
+  using S = accumulate_t<T>;
+  using Place = detail::Place<Lanes>;
+  static constexpr int width = Place::width, warps = block_threads / 32,
+                       buffers = sizeof(S) == 4 ? 2 : 1;  // the memory of an sm_80 is too small for two in double
+  Stage<T, Place, 4> staged[buffers];
+  typename Projections<T, Place>::Shared projections;
   alignas(16) S tokens[tile_tokens * 2 * Lanes * thread_states];  // B and C
   Pair<S> steps[tile_tokens][width];                              // dt, dt u
   Pair<S> gradients[tile_tokens][width];                          // dy, derivative of dt by delta
-  S u[tile_tokens][width];
-  alignas(16) S sums[tile_tokens][warps][32][2];  // dB and dC over four channels
+  S states[buffers][thread_states][block_threads];                // before the tile
+  alignas(16) S sums[tile_tokens][warps][32][2];                  // dB and dC over four channels
 };
 
 template <class T, int Lanes, bool Constants>
 __global__ void __launch_bounds__(block_threads, sizeof(accumulate_t<T>) == 4 ? 2 : 1)
-    selective_scan_backward_kernel(DeviceInputs<T> in, DeviceGradients<T> d, SegmentMemory<accumulate_t<T>> segments,
-                                   DevicePartials<accumulate_t<T>> partials, SlabSums<accumulate_t<T>, 3> slabs) {
+    selective_scan_backward_kernel(DeviceInputs<T> in, StagedRows<T, 4> rows, DeviceGradients<T> d,
+                                   SegmentMemory<accumulate_t<T>> segments, DevicePartials<accumulate_t<T>> partials,
+                                   SlabSums<accumulate_t<T>, 3> slabs) {
   using S = accumulate_t<T>;
-  using Shared = BackwardShared<S, Lanes>;
-  constexpr int own = tile_tokens / Lanes, N = Lanes * thread_states;
+  using Shared = BackwardShared<T, Lanes>;
+  using Place = typename Shared::Place;
+  constexpr int own = Place::own, N = Lanes * thread_states;
   extern __shared__ __align__(16) unsigned char memory[];
   Shared& shared = *reinterpret_cast<Shared*>(memory);
-  const Place<Lanes> place(in);
+  const Place place(in);
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
 
   S A[thread_states], dh[thread_states], dA[thread_states] = {};
@@ -162,57 +166,88 @@ __global__ void __launch_bounds__(block_threads, sizeof(accumulate_t<T>) == 4 ? 
   const S bias = in.delta_bias.data != nullptr ? in.delta_bias(place.channel) : S(0);
   const S D = in.D.data != nullptr ? in.D(place.channel) : S(0);
   S dD = 0, ddelta_bias = 0;
-  const ProjectionReader<S, Lanes, Constants> read(in, place, shared.tokens);
+  const ProjectionReader<S, Place, Constants> read(in, place, shared.tokens);
   const ChannelSums<T> add_channels(lane);
 
-  const Index tiles = (place.end - place.begin + tile_tokens - 1) / tile_tokens;
-  const Index last_tile = place.begin + (tiles > 0 ? tiles - 1 : 0) * tile_tokens;
-  Activation<const T, Lanes> u_rows(in.u, place, last_tile), delta_rows(in.delta, place, last_tile),
-      z_rows(in.z, place, last_tile), dout_rows(d.dout, place, last_tile);
-  Activation<T, Lanes> du_rows(d.du, place, last_tile), ddelta_rows(d.ddelta, place, last_tile),
+  const Index last_tile = place.first(place.tiles > 0 ? place.tiles - 1 : 0);
+  ResultRows<T, Place> du_rows(d.du, place, last_tile), ddelta_rows(d.ddelta, place, last_tile),
       dz_rows(d.dz, place, last_tile);
-  Projections<T, Lanes> projections(in, place, last_tile);
-  projections.fetch(static_cast<int>(place.end - last_tile) - 1);
-
-  for (Index first = last_tile; tiles > 0 && first >= place.begin; first -= tile_tokens) {
-    const int count = static_cast<int>(::min(place.end - first, Index{tile_tokens}));
+  Projections<T, Place> projections(in, place, last_tile, shared.projections);
+  const int own_states = in.d_state - place.state(in.first_state, 0);
+  const auto fetch = [&](int tile) {
+    S(&states)[thread_states][block_threads] = shared.states[tile % Shared::buffers];
+    if (tile > 0 || place.segment > 0) {
+      const S* const from =
+          d.checkpoints +
+          (place.batch * d.checkpoint_count + place.first(tile) / tile_tokens - 1) * in.d_state * in.channels +
+          place.state_offset(in);
+#pragma unroll
+      for (int e = 0; e < thread_states; ++e)
+        if (e < own_states) copy_async(&states[e][threadIdx.x], from + e * in.channels, true);
+    } else {
+      S initial[thread_states];
+      load_state(in.initial_state, in, place, initial);
+#pragma unroll
+      for (int e = 0; e < thread_states; ++e) states[e][threadIdx.x] = initial[e];
+    }
+    start_stage<4>(shared.staged[tile % Shared::buffers], rows, in, place, tile);
+    projections.start(in, shared.projections, place.count(tile), -1);
+    mma::commit_copies();
+  };
+#pragma unroll
+  for (int e = 0; e < thread_states; ++e)
+    if (e >= own_states)
+#pragma unroll
+      for (auto& states : shared.states) states[e][threadIdx.x] = S(0);
+  if (place.tiles > 0) {
+    fetch(place.tiles - 1);
+    mma::wait_for_copies<0>();
+    __syncthreads();
+  }
+  for (int tile = place.tiles - 1; tile >= 0; --tile) {
+    const int count = place.count(tile);
+    const Index first = place.first(tile);
+    const auto& staged = shared.staged[tile % Shared::buffers];
     // What concerns tokens and channels; dz = gate * y.
+    projections.publish(shared.projections, shared.tokens);
     S gate[own];
     {
-      Raw<T> u[own], delta[own], z[own], dout[own];
-      u_rows.fetch(place.part, count, u);
-      delta_rows.fetch(place.part, count, delta);
-      if (z_rows) z_rows.fetch(place.part, count, z);
-      if (dout_rows) dout_rows.fetch(place.part, count, dout);
-      projections.publish(shared.tokens);
-      projections.advance(-1);
-      if (first > place.begin) projections.fetch(tile_tokens - 1);
+      Step<S> step[own];
+      S dy[own];
 #pragma unroll
       for (int j = 0; j < own; ++j) {
-        const int k = j * Lanes + place.part;
-        const bool there = place.valid && k < count;
-        Step<S> step{delta[j].widen() + bias, S(1)};
-        if (in.softplus) step = softplus_step(step.dt);
-        S dy = dout_rows ? dout[j].widen() : S(0);
+        step[j] = {staged(staged_delta, place, j) + bias, S(1)};
+        dy[j] = d.dout.data != nullptr ? staged(staged_dout, place, j) : S(0);
         gate[j] = S(0);
-        if (z_rows) {
-          const S z_j = z[j].widen(), sigmoid_z = gate_sigmoid(z_j);
-          gate[j] = dy * sigmoid_z * element::multiply_add(z_j, S(1) - sigmoid_z, S(1));
-          dy *= z_j * sigmoid_z;
+      }
+      if (in.softplus)
+#pragma unroll
+        for (auto& of_token : step) of_token = softplus_step(of_token.dt);
+      if (in.z.data != nullptr)
+#pragma unroll
+        for (int j = 0; j < own; ++j) {
+          const S z = staged(staged_z, place, j), sigmoid_z = gate_sigmoid(z);
+          gate[j] = dy[j] * sigmoid_z * element::multiply_add(z, S(1) - sigmoid_z, S(1));
+          dy[j] *= z * sigmoid_z;
         }
+#pragma unroll
+      for (int j = 0; j < own; ++j) {
+        const int k = place.token(j);
         // A token that is not there changes no state, and nothing flows through it.
-        const S dt = there ? step.dt : S(0), u_j = u[j].widen();
-        shared.steps[k][place.local] = {dt, dt * u_j};
-        shared.u[k][place.local] = u_j;
-        shared.gradients[k][place.local] = {there ? dy : S(0), there ? step.derivative : S(0)};
+        const bool there = place.valid && k < count;
+        const S dt = there ? step[j].dt : S(0);
+        shared.steps[k][place.local] = {dt, dt * staged(staged_u, place, j)};
+        shared.gradients[k][place.local] = {there ? dy[j] : S(0), there ? step[j].derivative : S(0)};
       }
     }
-    S h[tile_tokens + 1][thread_states];
-    if (first > 0)
-      load_channels(d.checkpoint(in, place.batch, first), in, place, h[0]);
-    else
-      load_state(in.initial_state, in, place, h[0]);
+    S h[tile_tokens + 1][thread_states];  // the first is read again where it is needed
+    const auto begin = [&] {
+#pragma unroll
+      for (int e = 0; e < thread_states; ++e) h[0][e] = shared.states[tile % Shared::buffers][e][threadIdx.x];
+    };
+    begin();
     __syncthreads();  // B and C are there, and everybody has added the tile before
+    if (Shared::buffers > 1 && tile > 0) fetch(tile - 1);
 
 #pragma unroll
     for (int j = 0; j < own; ++j) {
@@ -233,11 +268,11 @@ __global__ void __launch_bounds__(block_threads, sizeof(accumulate_t<T>) == 4 ? 
       }
       if (dz_rows) {
         S sum = share_sums<Lanes>(y, place.part);
-        const int k = j * Lanes + place.part;
+        const int k = place.token(j);
         bool write = place.valid && k < count;
         if (Lanes == 8 && write && slabs.sums[0] != nullptr)
           write = slabs.complete(0, sum, (place.batch * in.length + first + k) * in.channels + place.channel);
-        sum = element::multiply_add(D, shared.u[k][place.local], sum);
+        sum = element::multiply_add(D, staged(staged_u, place, j), sum);
         if (write) *dz_rows.at(j) = diffmamba::detail::narrow<T>(gate[j] * sum);
       }
     }
@@ -253,6 +288,7 @@ __global__ void __launch_bounds__(block_threads, sizeof(accumulate_t<T>) == 4 ? 
         read.B(read.tile, k, B);
         read.C(read.tile, k, C);
         element::TokenSums<S> sums{S(0), S(0)};
+        if (k == 0) begin();
 #pragma unroll
         for (int e = 0; e < thread_states; ++e) {
           element::receive(dh[e], dy, C[e]);
@@ -269,14 +305,14 @@ __global__ void __launch_bounds__(block_threads, sizeof(accumulate_t<T>) == 4 ? 
         ddt[q] = sums.ddt;
       }
       S d_dt_u_j = share_sums<Lanes>(d_dt_u, place.part), ddt_j = share_sums<Lanes>(ddt, place.part);
-      const int k = j * Lanes + place.part;
+      const int k = place.token(j);
       bool write = place.valid && k < count;
       if (Lanes == 8 && write && slabs.sums[0] != nullptr) {
         const Index at = (place.batch * in.length + first + k) * in.channels + place.channel;
         slabs.complete(1, d_dt_u_j, at);
         write = slabs.complete(2, ddt_j, at);
       }
-      const S dt = shared.steps[k][place.local].first, u = shared.u[k][place.local];
+      const S dt = shared.steps[k][place.local].first, u = staged(staged_u, place, j);
       const auto [dy, derivative] = shared.gradients[k][place.local];
       const S du = element::multiply_add(dt, d_dt_u_j, D * dy);
       const S ddelta = element::multiply_add(u, d_dt_u_j, S(1 / element::log2e) * ddt_j) * derivative;
@@ -285,7 +321,8 @@ __global__ void __launch_bounds__(block_threads, sizeof(accumulate_t<T>) == 4 ? 
       if (write && du_rows) *du_rows.at(j) = diffmamba::detail::narrow<T>(du);
       if (write && ddelta_rows) *ddelta_rows.at(j) = diffmamba::detail::narrow<T>(ddelta);
     }
-    __syncthreads();  // the sums are there
+    mma::wait_for_copies<0>();
+    __syncthreads();  // the sums are there, and the next tile if it has a buffer of its own
                       // Two states of a token at a time; parts begin at different rows, which lie in different banks.
 #pragma unroll
     for (int i = 0; i < 64 * Lanes; i += block_threads) {
@@ -308,13 +345,14 @@ __global__ void __launch_bounds__(block_threads, sizeof(accumulate_t<T>) == 4 ? 
             (((place.column * in.batch + place.batch) * in.length + first + token) * 2 + quarter / 2) * N +
             part * thread_states + quarter % 2 * 2) = sum;
     }
-    u_rows.advance(-1);
-    delta_rows.advance(-1);
-    z_rows.advance(-1);
-    dout_rows.advance(-1);
     du_rows.advance(-1);
     ddelta_rows.advance(-1);
     dz_rows.advance(-1);
+    if (Shared::buffers == 1 && tile > 0) {
+      fetch(tile - 1);
+      mma::wait_for_copies<0>();
+      __syncthreads();
+    }
   }
   if (place.segment == 0) store_state(dh, in, place, d.dinitial_state);
   const Index states = place.slot(in) * in.d_state * in.channels;
@@ -323,128 +361,168 @@ __global__ void __launch_bounds__(block_threads, sizeof(accumulate_t<T>) == 4 ? 
     store_channels(dB_constant, in, place, partials.dB_constant + states);
     store_channels(dC_constant, in, place, partials.dC_constant + states);
   }
-#pragma unroll
-  for (int distance = 32 / Lanes; distance < 32; distance *= 2) {
-    dD += __shfl_xor_sync(0xffffffffu, dD, distance);
-    ddelta_bias += __shfl_xor_sync(0xffffffffu, ddelta_bias, distance);
-  }
+  dD = Place::sum_of_parts(dD);
+  ddelta_bias = Place::sum_of_parts(ddelta_bias);
   if (place.valid && place.part == 0) {
     partials.dD[place.slot(in) * in.channels + place.channel] = dD;
     partials.ddelta_bias[place.slot(in) * in.channels + place.channel] = ddelta_bias;
   }
 }
 
+template <class T, int Lanes>
+struct AdjointShared {
+  using S = accumulate_t<T>;
+  using Place = detail::Place<Lanes>;
+  static constexpr int tile = tile_tokens * 2 * Lanes * thread_states;
+  Stage<T, Place, 4> staged[2];
+  typename Projections<T, Place>::Shared projections;
+  alignas(16) S tokens[2][tile];             // B and C
+  Pair<S> steps[tile_tokens][Place::width];  // dt, dy
+};
+
 /// What each segment adds, from nothing at its end, to the gradient of the state before it, and its sum of dt.
 template <class T, int Lanes, bool Constants>
-__global__ void __launch_bounds__(block_threads)
-    selective_scan_adjoint_kernel(DeviceInputs<T> in, DeviceGradients<T> d, SegmentMemory<accumulate_t<T>> segments) {
+__global__ void __launch_bounds__(block_threads, sizeof(accumulate_t<T>) == 4 ? 2 : 1)
+    selective_scan_adjoint_kernel(DeviceInputs<T> in, StagedRows<T, 4> rows, DeviceGradients<T> d,
+                                  SegmentMemory<accumulate_t<T>> segments) {
   using S = accumulate_t<T>;
-  constexpr int own = tile_tokens / Lanes, N = Lanes * thread_states;
-  const Place<Lanes> place(in);
-  __shared__ alignas(16) S tokens[tile_tokens * 2 * N];
-  __shared__ Pair<S> steps[tile_tokens][Place<Lanes>::width];  // dt, dy
+  using Shared = AdjointShared<T, Lanes>;
+  using Place = typename Shared::Place;
+  constexpr int own = Place::own;
+  extern __shared__ __align__(16) unsigned char memory[];
+  Shared& shared = *reinterpret_cast<Shared*>(memory);
+  const Place place(in);
   S A[thread_states], dh[thread_states] = {};
   load_decay(in, place, A);
   const S bias = in.delta_bias.data != nullptr ? in.delta_bias(place.channel) : S(0);
-  const ProjectionReader<S, Lanes, Constants> read(in, place, tokens);
+  const ProjectionReader<S, Place, Constants> read(in, place, shared.tokens[0]);
   S dt_sum = 0;
-  const Index tiles = (place.end - place.begin + tile_tokens - 1) / tile_tokens;
-  const Index last_tile = place.begin + (tiles - 1) * tile_tokens;
-  Activation<const T, Lanes> delta_rows(in.delta, place, last_tile), z_rows(in.z, place, last_tile),
-      dout_rows(d.dout, place, last_tile);
-  Projections<T, Lanes> projections(in, place, last_tile);
-  for (Index first = last_tile; first >= place.begin; first -= tile_tokens) {
-    const int count = static_cast<int>(::min(place.end - first, Index{tile_tokens}));
-    Raw<T> delta[own], z[own], dout[own];
-    delta_rows.fetch(place.part, count, delta);
-    if (z_rows) z_rows.fetch(place.part, count, z);
-    if (dout_rows) dout_rows.fetch(place.part, count, dout);
-    projections.fetch(count - 1);
-    delta_rows.advance(-1);
-    z_rows.advance(-1);
-    dout_rows.advance(-1);
-    projections.advance(-1);
-    __syncthreads();  // the tile before has been read
-    projections.publish(tokens);
+  const Index last_tile = place.first(place.tiles - 1);
+  Projections<T, Place> projections(in, place, last_tile, shared.projections);
+  const auto fetch = [&](int tile) {
+    start_stage<staged_u>(shared.staged[tile % 2], rows, in, place, tile);
+    projections.start(in, shared.projections, place.count(tile), -1);
+    mma::commit_copies();
+  };
+  fetch(place.tiles - 1);
+  for (int tile = place.tiles - 1; tile >= 0; --tile) {
+    const int count = place.count(tile), buffer = tile % 2;
+    mma::wait_for_copies<0>();
+    projections.publish(shared.projections, shared.tokens[buffer]);
+    __syncthreads();  // this tile is there; everybody is done with the tile before
+    if (tile > 0) fetch(tile - 1);
+    const auto& staged = shared.staged[buffer];
+    S dt[own], dy[own];
 #pragma unroll
     for (int j = 0; j < own; ++j) {
-      const int k = j * Lanes + place.part;
-      S dt = delta[j].widen() + bias, dy = dout_rows ? dout[j].widen() : S(0);
-      if (in.softplus) dt = softplus_step(dt).dt;
-      if (z_rows) dy *= z[j].widen() * gate_sigmoid(z[j].widen());
-      if (k >= count) dt = dy = S(0);
-      steps[k][place.local] = {dt, dy};
-      dt_sum += dt;
+      dt[j] = staged(staged_delta, place, j) + bias;
+      dy[j] = d.dout.data != nullptr ? staged(staged_dout, place, j) : S(0);
     }
-    __syncthreads();
+    if (in.softplus)
+#pragma unroll
+      for (S& step : dt) step = softplus_step(step).dt;
+    if (in.z.data != nullptr)
+#pragma unroll
+      for (int j = 0; j < own; ++j) {
+        const S z = staged(staged_z, place, j);
+        dy[j] *= z * gate_sigmoid(z);
+      }
+#pragma unroll
+    for (int j = 0; j < own; ++j) {
+      const int k = place.token(j);
+      if (k >= count) dt[j] = dy[j] = S(0);
+      shared.steps[k][place.local] = {dt[j], dy[j]};
+      dt_sum += dt[j];
+    }
+    __syncwarp();
 #pragma unroll
     for (int k = tile_tokens - 1; k >= 0; --k) {
-      const auto [dt, dy] = steps[k][place.local];
+      const auto [dt_k, dy_k] = shared.steps[k][place.local];
       S C[thread_states];
-      read.C(read.tile, k, C);
+      read.C(read.tile + buffer * Shared::tile, k, C);
 #pragma unroll
-      for (int e = 0; e < thread_states; ++e) dh[e] = element::multiply_add(dy, C[e], dh[e]) * element::decay(dt, A[e]);
+      for (int e = 0; e < thread_states; ++e)
+        dh[e] = element::multiply_add(dy_k, C[e], dh[e]) * element::decay(dt_k, A[e]);
     }
   }
   store_channels(dh, in, place, segments.states + place.slot(in) * in.d_state * in.channels);
-#pragma unroll
-  for (int distance = 32 / Lanes; distance < 32; distance *= 2)
-    dt_sum += __shfl_xor_sync(0xffffffffu, dt_sum, distance);
+  dt_sum = Place::sum_of_parts(dt_sum);
   if (place.valid && place.part == 0) segments.dt[place.slot(in) * in.channels + place.channel] = dt_sum;
 }
 
-/// Adds the columns of each group, in their order: dB, or dC with `offset` 4 lanes, of the slab's states.
+/// dB or dC of the slab's states.
 template <class T>
-__global__ void selective_scan_tokens_kernel(DeviceInputs<T> in, const accumulate_t<T>* partials, int offset, int lanes,
-                                             int groups, int states, TokensView<T> to) {
+struct TokensTarget {
+  TokensView<T> to;
+  int groups, offset;  // of the partial sums within a token's
+};
+
+/// Adds the columns of each group, in their order, a thread for four states; a row of blocks for each target.
+template <class T>
+__global__ void selective_scan_tokens_kernel(DeviceInputs<T> in, const accumulate_t<T>* partials, int lanes, int states,
+                                             TokensTarget<T> first, TokensTarget<T> second) {
   using S = accumulate_t<T>;
+  const TokensTarget<T>& target = blockIdx.y == 0 ? first : second;
+  const int quads = (states + thread_states - 1) / thread_states;
   const Index index = Index{blockIdx.x} * blockDim.x + threadIdx.x, tokens = in.batch * in.length;
-  const int n = static_cast<int>(index % states);
-  const Index rest = index / states;
-  const int group = static_cast<int>(rest % groups);
-  const Index token = rest / groups;
+  const int n = static_cast<int>(index % quads) * thread_states;
+  const Index rest = index / quads;
+  const int group = static_cast<int>(rest % target.groups);
+  const Index token = rest / target.groups;
   if (token >= tokens) return;
-  const int columns = in.columns / groups, row = 2 * lanes * thread_states;
+  const int columns = in.columns / target.groups, row = 2 * lanes * thread_states;
   const Index step = tokens * row;
-  const S* from = partials + Index{group} * columns * step + token * row + offset + n;
-  S sum = 0;
+  const S* from = partials + Index{group} * columns * step + token * row + target.offset + n;
+  S sums[thread_states] = {};
 #pragma unroll 8
-  for (int column = 0; column < columns; ++column) sum += from[column * step];
-  to.data[token / in.length * to.batch + token % in.length * to.token + group * to.group + in.first_state + n] =
-      diffmamba::detail::narrow<T>(sum);
+  for (int column = 0; column < columns; ++column) {
+    S terms[thread_states];
+    load_states(from + column * step, terms);
+#pragma unroll
+    for (int e = 0; e < thread_states; ++e) sums[e] += terms[e];
+  }
+  T* const to = target.to.data + token / in.length * target.to.batch + token % in.length * target.to.token +
+                group * target.to.group + in.first_state + n;
+#pragma unroll
+  for (int e = 0; e < thread_states; ++e)
+    if (n + e < states) to[e] = diffmamba::detail::narrow<T>(sums[e]);
 }
 
-/// Adds the slots, (slots, rows, channels), in their order, into the transposed (channels, rows).
+/// A gradient of parameters, of (slots, rows, channels) partial sums.
 template <class S>
-__global__ void selective_scan_parameters_kernel(const S* partials, Index slots, int rows, int channels, bool add,
-                                                 MatrixView<S> to) {
-  const Index index = Index{blockIdx.x} * blockDim.x + threadIdx.x, size = Index{rows} * channels;
-  if (index >= size) return;
+struct ParameterTarget {
+  const S* partials;
+  int rows;
+  MatrixView<S> to;
+};
+
+/// Adds the slots, in their order, into the transposed (channels, rows); a row of blocks for each target.
+template <class S, int Count>
+struct ParameterTargets {
+  ParameterTarget<S> targets[Count];
+};
+template <class S>
+__global__ void selective_scan_parameters_kernel(ParameterTargets<S, 5> all, Index slots, int channels, bool add) {
+  ParameterTarget<S> target = all.targets[0];
+#pragma unroll
+  for (int i = 1; i < 5; ++i)
+    if (blockIdx.y == static_cast<unsigned>(i)) target = all.targets[i];
+  const Index index = Index{blockIdx.x} * blockDim.x + threadIdx.x, size = Index{target.rows} * channels;
+  if (target.to.data == nullptr || index >= size) return;
   S sum = 0;
-#pragma unroll 4
-  for (Index slot = 0; slot < slots; ++slot) sum += partials[slot * size + index];
-  S& target = to(index % channels, index / channels);
-  target = add ? target + sum : sum;
+#pragma unroll 8
+  for (Index slot = 0; slot < slots; ++slot) sum += target.partials[slot * size + index];
+  S& result = target.to(index % channels, index / channels);
+  result = add ? result + sum : sum;
 }
 
 // Launchers
 
-/// A multiprocessor holds two blocks.
 template <class T>
 void cut_backward(DeviceInputs<T>& in) {
-  in.cut(multiprocessors(), 0.6, 1.0, 0.35);
+  in.cut(multiprocessors(), 0.35);
 }
 
-template <class S>
-void add_parameters(const S* partials, Index slots, int rows, int channels, GradientMode mode,
-                    const View<S, 2, cuda>& to) {
-  const Index size = Index{rows} * channels;
-  if (!to || size == 0) return;
-  selective_scan_parameters_kernel<<<static_cast<unsigned>((size + 127) / 128), 128, 0,
-                                     cuda_runtime::current_stream().handle>>>(
-      partials, slots, rows, channels, mode == GradientMode::add, MatrixView<S>(to));
-  cuda_runtime::check_launch("selective_scan_parameters_kernel");
-}
 template <class S>
 View<S, 2, cuda> as_column(const View<S, 1, cuda>& view) {
   return view ? View<S, 2, cuda>(view.data(), {view.extent(0), Index{1}}, {view.stride(0), Index{1}})
@@ -493,15 +571,20 @@ void backward(const Inputs<T, cuda>& in, const Saved<T, cuda>& saved, const Outp
                                              .dinitial_state = detail::StatesView<S>(to.dinitial_state)};
   const Index strides[] = {gradients.dout.token, gradients.du.token, gradients.ddelta.token, gradients.dz.token};
   for (const Index stride : strides) detail::DeviceInputs<T>::check_token_stride(stride);
+  const detail::StagedRows<T, 4> rows(inputs, {inputs.delta, inputs.z, gradients.dout, inputs.u});
   detail::with_cut(inputs, [&](auto lanes, auto constants) {
     constexpr int Lanes = decltype(lanes)::value;
     constexpr bool Constants = decltype(constants)::value;
     if (inputs.segments > 1) {
       auto without_first = inputs.without_segment(0);
+      const auto kernel = detail::selective_scan_adjoint_kernel<T, Lanes, Constants>;
+      constexpr int bytes = sizeof(detail::AdjointShared<T, Lanes>);
+      cuda_runtime::check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+                          "cudaFuncSetAttribute");
       for (int slab = 0; slab < inputs.slabs(); ++slab) {
         without_first.first_state = slab * detail::slab_states;
-        detail::selective_scan_adjoint_kernel<T, Lanes, Constants>
-            <<<without_first.blocks(), detail::block_threads, 0, stream.handle>>>(without_first, gradients, segments);
+        kernel<<<without_first.blocks(), detail::block_threads, bytes, stream.handle>>>(without_first, rows, gradients,
+                                                                                        segments);
         cuda_runtime::check_launch("selective_scan_adjoint_kernel");
       }
       const Index states = inputs.batch * inputs.d_state * inputs.channels;
@@ -513,7 +596,7 @@ void backward(const Inputs<T, cuda>& in, const Saved<T, cuda>& saved, const Outp
       }
     }
     const auto kernel = detail::selective_scan_backward_kernel<T, Lanes, Constants>;
-    constexpr int bytes = sizeof(detail::BackwardShared<S, Lanes>);
+    constexpr int bytes = sizeof(detail::BackwardShared<T, Lanes>);
     cuda_runtime::check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
                         "cudaFuncSetAttribute");
     for (int slab = 0; slab < inputs.slabs(); ++slab) {
@@ -521,29 +604,49 @@ void backward(const Inputs<T, cuda>& in, const Saved<T, cuda>& saved, const Outp
       slabs.first = slab == 0;
       slabs.last = slab + 1 == inputs.slabs();
       if (blocks > 0) {
-        kernel<<<blocks, detail::block_threads, bytes, stream.handle>>>(inputs, gradients, segments, partials, slabs);
+        kernel<<<blocks, detail::block_threads, bytes, stream.handle>>>(inputs, rows, gradients, segments, partials,
+                                                                        slabs);
         cuda_runtime::check_launch("selective_scan_backward_kernel");
       }
+      const int rest = inputs.d_state - inputs.first_state;
+      const int states = rest < detail::slab_states ? rest : detail::slab_states;
+      detail::TokensTarget<T> targets[2] = {{detail::TokensView<T>(to.dB), 0, 0}, {detail::TokensView<T>(to.dC), 0, 0}};
+      int count = 0;
+      Index threads = 0;
       const auto add_tokens = [&](const View<T, 4, cuda>& target, int offset) {
         if (!target || target.size() == 0) return;
-        const int rest = inputs.d_state - inputs.first_state;
-        const int states = rest < detail::slab_states ? rest : detail::slab_states;
-        const Index size = inputs.batch * inputs.length * target.extent(2) * states;
-        detail::selective_scan_tokens_kernel<<<static_cast<unsigned>((size + 255) / 256), 256, 0, stream.handle>>>(
-            inputs, partials.tokens, offset, Lanes, static_cast<int>(target.extent(2)), states,
-            detail::TokensView<T>(target));
-        cuda_runtime::check_launch("selective_scan_tokens_kernel");
+        const int groups = static_cast<int>(target.extent(2));
+        targets[count++] = {detail::TokensView<T>(target), groups, offset};
+        const Index needed =
+            inputs.batch * inputs.length * groups * ((states + detail::thread_states - 1) / detail::thread_states);
+        if (needed > threads) threads = needed;
       };
       add_tokens(to.dB, 0);
       add_tokens(to.dC, Lanes * detail::thread_states);
+      if (count > 0) {
+        const dim3 grid(static_cast<unsigned>((threads + 127) / 128), static_cast<unsigned>(count));
+        detail::selective_scan_tokens_kernel<<<grid, 128, 0, stream.handle>>>(inputs, partials.tokens, Lanes, states,
+                                                                              targets[0], targets[1]);
+        cuda_runtime::check_launch("selective_scan_tokens_kernel");
+      }
     }
   });
   const Index slots = blocks > 0 ? inputs.batch * inputs.segments : 0;  // none: the gradients are zero
-  detail::add_parameters<S>(partials.dA, slots, inputs.d_state, inputs.channels, mode, to.dA);
-  detail::add_parameters<S>(partials.dB_constant, slots, inputs.d_state, inputs.channels, mode, to.dB_constant);
-  detail::add_parameters<S>(partials.dC_constant, slots, inputs.d_state, inputs.channels, mode, to.dC_constant);
-  detail::add_parameters<S>(partials.dD, slots, 1, inputs.channels, mode, detail::as_column(to.dD));
-  detail::add_parameters<S>(partials.ddelta_bias, slots, 1, inputs.channels, mode, detail::as_column(to.ddelta_bias));
+  const auto target = [](const S* from, int rows, const View<S, 2, cuda>& of) {
+    return detail::ParameterTarget<S>{from, rows, detail::MatrixView<S>(of)};
+  };
+  const detail::ParameterTargets<S, 5> parameters{{target(partials.dA, inputs.d_state, to.dA),
+                                                   target(partials.dD, 1, detail::as_column(to.dD)),
+                                                   target(partials.ddelta_bias, 1, detail::as_column(to.ddelta_bias)),
+                                                   target(partials.dB_constant, inputs.d_state, to.dB_constant),
+                                                   target(partials.dC_constant, inputs.d_state, to.dC_constant)}};
+  const Index size = Index{inputs.d_state > 1 ? inputs.d_state : 1} * inputs.channels;
+  if (size > 0) {
+    const dim3 grid(static_cast<unsigned>((size + 127) / 128), inputs.constants() ? 5 : 3);
+    detail::selective_scan_parameters_kernel<<<grid, 128, 0, stream.handle>>>(parameters, slots, inputs.channels,
+                                                                              mode == GradientMode::add);
+    cuda_runtime::check_launch("selective_scan_parameters_kernel");
+  }
   workspace.reset(mark);
 }
 

@@ -2,10 +2,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <cstdint>  // std::uintptr_t
 #include <numeric>  // std::lcm
+#include <utility>  // std::index_sequence
 
 #include "diffmamba/device/cuda.cuh"
-#include "diffmamba/device/pack.cuh"  // load_pack, narrow
+#include "diffmamba/device/mma.cuh"   // copy_async, multiply_add_tf32
+#include "diffmamba/device/pack.cuh"  // load_pack, narrow, store_pack
 #include "diffmamba/math/silu.hpp"
 #include "diffmamba/math/softplus.hpp"
 #include "diffmamba/ops/selective_scan/selective_scan.hpp"
@@ -18,7 +21,8 @@
 // threads, so that the channel-last activations are read and written in whole sectors.
 //
 // What concerns a token and a channel (softplus, gate, the sums over states) is done by one of the Lanes threads: of
-// every Lanes tokens each takes one. What concerns a token and a state (B, C) lies in shared memory.
+// every Lanes tokens each takes one. What concerns a token and a state (B, C) lies in shared memory. So do the
+// activations of a tile, which are copied there while the tile before is computed.
 //
 // Segments: where batch and channels alone cannot fill the GPU, the length is cut; a first launch computes what each
 // segment does to the state from zero, a second adds that up in order, the third computes the outputs.
@@ -81,6 +85,7 @@ struct DeviceInputs {
   Index segment_tokens;
   int first_state = 0;  // of the slab
   bool softplus;
+  bool words;  // B and C can be read in pairs of 16 bits
 
   DeviceInputs(const Inputs<T, cuda>& in, const Options& options)
       : u(in.u),
@@ -102,7 +107,8 @@ struct DeviceInputs {
         channels_per_C(channels / static_cast<int>(groups_of_C(in))),
         stripe(channels / static_cast<int>(std::lcm(groups_of_B(in), groups_of_C(in)))),
         segment_tokens(length),
-        softplus(options.delta_softplus) {
+        softplus(options.delta_softplus),
+        words(sizeof(T) != 2 || (in_words(B) && in_words(C) && d_state % 2 == 0)) {
     check_token_stride(u.token);
     check_token_stride(delta.token);
     check_token_stride(z.token);
@@ -118,24 +124,30 @@ struct DeviceInputs {
             " elements apart, expected 0 to ", (Index{1} << 28) / tile_tokens - 1);
   }
   bool constants() const { return B_constant.data != nullptr || C_constant.data != nullptr; }
+  static bool in_words(const TokensView<const T>& of) {
+    return reinterpret_cast<std::uintptr_t>(of.data) % 4 == 0 && of.batch % 2 == 0 && of.token % 2 == 0 &&
+           of.group % 2 == 0;
+  }
   /// Threads that share a channel; for constants there is one kernel only.
   int lanes() const { return d_state <= 16 && !constants() ? 4 : 8; }
   int slabs() const { return d_state <= slab_states ? 1 : (d_state + slab_states - 1) / slab_states; }
   /// Cuts the length into as many segments, of 64 tokens or more, as promise the least time: what the busiest
-  /// multiprocessor does, which is the faster the more blocks it holds, and the part `again` of the work that the first
-  /// launch does beside it.
-  void cut(int processors, double one_block, double two_blocks, double again) {
+  /// multiprocessor does, which holds two blocks and is slower with one, and the part `again` of the work that the
+  /// first launch does, over all segments but one.
+  void cut(int processors, double again) {
     const Index whole = batch * columns, tiles = (length + tile_tokens - 1) / tile_tokens;
     if (whole == 0 || tiles < 8) return;
+    const auto busiest = [&](Index launched) {
+      const Index blocks = (whole * launched + processors - 1) / processors;
+      constexpr double speed_of_one = 0.6;
+      return blocks == 1 ? 1 / speed_of_one : static_cast<double>(blocks);
+    };
     const auto time = [&](Index count) {
-      const Index blocks = (whole * count + processors - 1) / processors;  // of the busiest
-      const double speed = blocks == 1 ? one_block : blocks == 2 ? two_blocks : 1.0;
-      const double n = static_cast<double>(count);
-      return static_cast<double>(blocks) / (n * speed) * (1 + again * (n - 1) / n);
+      return (busiest(count) + again * busiest(count - 1)) / static_cast<double>(count);
     };
     Index best = 1;
     for (Index count = 2; count <= 128 && 4 * count <= tiles; ++count)
-      if (time(count) < 0.97 * time(best)) best = count;
+      if (time(count) < 0.96 * time(best)) best = count;
     segment_tokens = (tiles + best - 1) / best * tile_tokens;
     segments = static_cast<int>((length + segment_tokens - 1) / segment_tokens);
     launched_segments = segments;
@@ -156,17 +168,21 @@ struct DeviceInputs {
   Index segment_states() const { return batch * segments * d_state * channels; }
 };
 
-/// Which part of it a thread has.
-template <int Lanes>
+/// Which part of it a thread has. The Lanes threads of a channel are 32 / Lanes apart in their warp, which suits sums
+/// over channels, or, as a Quad, neighbours, which suits sums over states by the tensor cores.
+template <int Threads, bool Quad = false>
 struct Place {
-  static constexpr int channels_per_warp = 32 / Lanes, width = block_threads / Lanes;
+  static_assert(!Quad || Threads == 4);
+  static constexpr int Lanes = Threads, channels_per_warp = 32 / Lanes, width = block_threads / Lanes,
+                       own = tile_tokens / Lanes;
   Index batch;
   int segment, column, channel;  // the channel of the last thread that has one, if this has none
   int local;                     // thread of a part within the block
   int first_channel, shift;      // of the block; from there to `channel`
-  int part;                      // states [4 part, 4 part + 4) of the channel, and every Lanes-th token
+  int part;                      // states [4 part, 4 part + 4) of the channel, and tokens token(0 ... own - 1)
   bool valid;
-  Index begin, end;  // tokens
+  Index begin;            // token
+  int tiles, last_count;  // tokens of the last tile
 
   template <class T>
   __device__ explicit Place(const DeviceInputs<T>& in) {
@@ -175,21 +191,40 @@ struct Place {
     column = static_cast<int>(blockIdx.x % static_cast<unsigned>(in.columns));
     segment = in.first_segment + static_cast<int>(outer % static_cast<unsigned>(in.launched_segments));
     batch = outer / static_cast<unsigned>(in.launched_segments);
-    local = warp * channels_per_warp + lane % channels_per_warp;
-    part = lane / channels_per_warp;
+    local = warp * channels_per_warp + (Quad ? lane / Lanes : lane % channels_per_warp);
+    part = Quad ? lane % Lanes : lane / channels_per_warp;
     const int offset = column % in.columns_per_stripe * width + local;
     valid = offset < in.stripe;
     first_channel = column / in.columns_per_stripe * in.stripe + column % in.columns_per_stripe * width;
     shift = valid ? local : in.stripe - 1 - column % in.columns_per_stripe * width;
     channel = first_channel + shift;
     begin = segment * in.segment_tokens;
-    end = begin + in.segment_tokens < in.length ? begin + in.segment_tokens : in.length;
+    const Index tokens = ::min(in.segment_tokens, in.length - begin);
+    tiles = static_cast<int>((tokens + tile_tokens - 1) / tile_tokens);
+    last_count = static_cast<int>(tokens - Index{tiles - 1} * tile_tokens);
+  }
+  __device__ Index first(int tile) const { return begin + Index{tile} * tile_tokens; }
+  __device__ int count(int tile) const { return tile + 1 < tiles ? tile_tokens : last_count; }
+  /// The thread's tokens of a tile: every Lanes-th, or of every eight two neighbours.
+  static __device__ constexpr int token_base(int j) { return Quad ? j / 2 * 8 + j % 2 : j * Lanes; }
+  __device__ int token_offset() const { return Quad ? 2 * part : part; }
+  __device__ int token(int j) const { return token_base(j) + token_offset(); }
+  /// Over the threads of a channel.
+  template <class S>
+  static __device__ S sum_of_parts(S value) {
+    constexpr int nearest = Quad ? 1 : channels_per_warp;
+#pragma unroll
+    for (int distance = nearest; distance < nearest * Lanes; distance *= 2)
+      value += __shfl_xor_sync(0xffffffffu, value, distance);
+    return value;
   }
   template <class T>
   __device__ Index slot(const DeviceInputs<T>& in) const {
     return batch * in.segments + segment;
   }
-  __device__ int state(int first_state, int e) const { return first_state + part * thread_states + e; }
+  __device__ int state(int first_state, int e) const {
+    return first_state + part * thread_states + e;
+  }
   /// Where the thread's first state lies among (d_state, channels).
   template <class T>
   __device__ Index state_offset(const DeviceInputs<T>& in) const {
@@ -239,11 +274,6 @@ __device__ inline double gate_sigmoid(double x) {
   return sigmoid(x);
 }
 
-template <class S>
-__device__ inline S exp2_of(S x) {
-  return element::decay(S(1), x);
-}
-
 // --- Pieces of kernels -----------------------------------------------------------------------------------------------
 
 /// Of the Lanes tokens whose parts every thread of a channel holds, thread `part` gets the whole of token `part`.
@@ -261,58 +291,33 @@ __device__ inline S share_sums(S (&parts)[Lanes], int part) {
   return parts[0];
 }
 
-/// An element on its way from memory, in a register of its own, so that nothing waits for it before it is needed.
+/// A number as its accumulation type, 16 bits by one load and one instruction.
 template <class T>
-struct Raw {
-  T value;
-  __device__ static Raw load(const T* from) { return {*from}; }
-  __device__ accumulate_t<T> widen() const { return value; }
-};
-template <class T>
-requires(sizeof(T) == 2) struct Raw<T> {
-  unsigned bits;
-  __device__ static Raw load(const T* from) {
-    Raw result;
-    asm volatile("{ .reg .u16 word; ld.global.u16 word, [%1]; cvt.u32.u16 %0, word; }" : "=r"(result.bits) : "l"(from));
-    return result;
-  }
-  __device__ float widen() const {
-    if constexpr (std::is_same_v<T, bfloat16>)
-      return __uint_as_float(bits << 16);
-    else
-      return __half2float(__ushort_as_half(static_cast<unsigned short>(bits)));
-  }
-};
+__device__ inline accumulate_t<T> load_wide(const T* from) {
+  if constexpr (std::is_same_v<T, bfloat16>)
+    return __uint_as_float(static_cast<unsigned>(from->bits) << 16);
+  else if constexpr (std::is_same_v<T, half>)
+    return __half2float(__ushort_as_half(from->bits));
+  else
+    return *from;
+}
 
-/// One activation of the channel: of every Lanes tokens of a tile this thread's. Offsets within a tile are 32-bit. Past
-/// the last token the last one is read again: what is computed of it is not used.
-template <class T, int Lanes>
-struct Activation {
-  static constexpr int own = tile_tokens / Lanes;
+/// One result of the channel in memory: this thread's tokens of a tile. Offsets within a tile are 32-bit.
+template <class T, class Place>
+struct ResultRows {
+  static constexpr int own = Place::own;
   T* data = nullptr;  // of the block's first channel and the tile's first token: the same for all threads
   int step;           // from token to token
   unsigned offset;    // of the thread, in bytes
 
-  __device__ Activation(const RowsView<T>& rows, const Place<Lanes>& place, Index first)
+  __device__ ResultRows(const RowsView<T>& rows, const Place& place, Index first)
       : step(static_cast<int>(rows.token)),
-        offset(static_cast<unsigned>(place.part * step + place.shift) * static_cast<unsigned>(sizeof(T))) {
+        offset(static_cast<unsigned>(place.token_offset() * step + place.shift) * static_cast<unsigned>(sizeof(T))) {
     if (rows.data != nullptr) data = rows.data + place.batch * rows.batch + first * rows.token + place.first_channel;
   }
   __device__ explicit operator bool() const { return data != nullptr; }
   __device__ void advance(int tiles) { data += Index{step} * (tiles * tile_tokens); }
-  /// Of token j Lanes + part.
-  __device__ T* at(int j) const { return shifted(data + step * (j * Lanes)); }
-  __device__ void fetch(int part, int count, Raw<std::remove_const_t<T>> (&to)[own]) const {
-    using Element = Raw<std::remove_const_t<T>>;
-    if (count == tile_tokens) {
-#pragma unroll
-      for (int j = 0; j < own; ++j) to[j] = Element::load(at(j));
-    } else {
-#pragma unroll
-      for (int j = 0; j < own; ++j)
-        to[j] = Element::load(shifted(data) + Index{step} * (::min(j * Lanes + part, count - 1) - part));
-    }
-  }
+  __device__ T* at(int j) const { return shifted(data + step * Place::token_base(j)); }
 
  private:
   __device__ T* shifted(T* from) const {
@@ -321,37 +326,147 @@ struct Activation {
   }
 };
 
-/// B and C of a tile of tokens, (tokens, 2, 4 Lanes), on their way to shared memory; what is absent or a constant is
-/// zero. Every thread has one column of them.
-template <class T, int Lanes>
-struct Projections {
-  static constexpr int N = Lanes * thread_states, tokens_at_once = block_threads / (2 * N),
-                       count = tile_tokens / tokens_at_once;
-  const T* data = nullptr;  // at the next tile
-  int step;
-  Raw<T> values[count];
+/// The activations that a kernel stages in shared memory; what is absent is null.
+template <class T, int Count>
+struct StagedRows {
+  static constexpr int piece = 16 / static_cast<int>(sizeof(T));  // elements of an asynchronous copy
+  RowsView<const T> rows[Count];
+  bool pieces;  // all rows of all blocks consist of whole pieces at their borders
 
-  __device__ Projections(const DeviceInputs<T>& in, const Place<Lanes>& place, Index first) {
-    const int column = static_cast<int>(threadIdx.x) % (2 * N), n = in.first_state + column % N;
-    const TokensView<const T>& from = column < N ? in.B : in.C;
-    const int group = place.channel / (column < N ? in.channels_per_B : in.channels_per_C);
-    step = static_cast<int>(from.token);
-    if (from.data != nullptr && n < in.d_state)
-      data = from.data + place.batch * from.batch + first * from.token + group * from.group + n;
+  StagedRows(const DeviceInputs<T>& in, const RowsView<const T> (&of)[Count])
+      : StagedRows(in, of, std::make_index_sequence<Count>{}) {}
+
+ private:
+  template <std::size_t... I>
+  StagedRows(const DeviceInputs<T>& in, const RowsView<const T> (&of)[Count], std::index_sequence<I...>)
+      : rows{of[I]...}, pieces(in.stripe % piece == 0 && (fits(of[I]) && ...)) {}
+  static bool fits(const RowsView<const T>& of) {
+    return reinterpret_cast<std::uintptr_t>(of.data) % 16 == 0 && of.batch % piece == 0 && of.token % piece == 0;
   }
-  __device__ void advance(int tiles) { data += data != nullptr ? Index{step} * (tiles * tile_tokens) : 0; }
-  __device__ void fetch(int last) {
+};
+
+/// A tile of them in shared memory: (Count, tokens, row). The padding puts the rows that a warp reads at once into
+/// different banks.
+template <class T, class Place, int Count>
+struct Stage {
+  static constexpr int piece = StagedRows<T, Count>::piece,
+                       row = Place::width + (piece > Place::channels_per_warp ? piece : Place::channels_per_warp);
+  alignas(16) T elements[Count][tile_tokens][row];
+
+  /// Of the token j of this thread.
+  __device__ accumulate_t<T> operator()(int operand, const Place& place, int j) const {
+    return load_wide(&elements[operand][place.token(j)][place.shift]);
+  }
+};
+
+/// Starts to copy the first `Used` of Count activations of a tile. A thread must wait for its copies
+/// (mma::commit_copies, mma::wait_for_copies) before the barrier after which all may read. Past the last token there
+/// are zeros.
+template <int Used, class T, class Place, int Count>
+__device__ inline void start_stage(Stage<T, Place, Count>& to, const StagedRows<T, Count>& rows,
+                                   const DeviceInputs<T>& in, const Place& place, int tile) {
+  using To = Stage<T, Place, Count>;
+  constexpr int pieces = Place::width / To::piece, at_once = block_threads / pieces;
+  const int tokens = place.count(tile), thread = static_cast<int>(threadIdx.x);
+  const int channels = ::min(in.stripe - place.column % in.columns_per_stripe * Place::width, Place::width);
 #pragma unroll
-    for (int r = 0; r < count; ++r) {
-      const int token = r * tokens_at_once + static_cast<int>(threadIdx.x) / (2 * N);
-      if (data != nullptr) values[r] = Raw<T>::load(data + ::min(token, last) * step);
+  for (int operand = 0; operand < Used; ++operand) {
+    const RowsView<const T>& source = rows.rows[operand];
+    if (source.data == nullptr) continue;
+    const T* const begin =
+        source.data + place.batch * source.batch + place.first(tile) * source.token + place.first_channel;
+    const int step = static_cast<int>(source.token);
+    if (rows.pieces) {
+      // Where a part of the block is enough, the parts take turns.
+      constexpr int parts = at_once > tile_tokens ? at_once / tile_tokens : 1, part_threads = block_threads / parts;
+      const int part = thread / part_threads, channel = thread % pieces * To::piece;
+      if (part != operand % parts || channel >= channels) continue;
+#pragma unroll
+      for (int k = 0; k < tile_tokens; k += at_once) {
+        const int token = k + thread % part_threads / pieces;
+        mma::copy_async(&to.elements[operand][token][channel], begin + (token * step + channel), token < tokens);
+      }
+    } else {
+#pragma unroll 1
+      for (int i = thread; i < tile_tokens * Place::width; i += block_threads) {
+        const int token = i / Place::width, channel = i % Place::width;
+        if (channel < channels)
+          to.elements[operand][token][channel] = token < tokens ? begin[token * step + channel] : T{};
+      }
     }
   }
-  __device__ void publish(accumulate_t<T>* shared) const {
+}
+
+/// Starts to copy 4 or 8 bytes, zeros if not `valid`.
+template <class S>
+__device__ inline void copy_async(S* shared, const void* global, bool valid) {
+  static_assert(sizeof(S) == 4 || sizeof(S) == 8);
+  const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(address), "l"(global), "n"(sizeof(S)),
+               "r"(valid ? static_cast<int>(sizeof(S)) : 0)
+               : "memory");
+}
+
+/// B and C of a tile of tokens, (tokens, 2, 4 Lanes), on their way to shared memory; what is absent or a constant is
+/// zero, and what is past the last token. Every thread has a few words of them, which no other thread touches before
+/// they are published: a number, or two of 16 bits.
+template <class T, class Place>
+struct Projections {
+  static constexpr int N = Place::Lanes * thread_states, numbers = sizeof(T) == 2 ? 2 : 1, columns = 2 * N / numbers,
+                       tokens_at_once = block_threads / columns, count = tile_tokens / tokens_at_once;
+  using Word = diffmamba::detail::Pack<T, numbers>;
+  struct Shared {
+    alignas(16) Word words[count][block_threads];
+  };
+  const T* data = nullptr;  // of the next tile
+  int step;                 // from token to token
+
+  __device__ Projections(const DeviceInputs<T>& in, const Place& place, Index first, Shared& shared) {
+    const int column = static_cast<int>(threadIdx.x) % columns * numbers, n = in.first_state + column % N;
+    const TokensView<const T>& from = column < N ? in.B : in.C;
+    const int group = place.first_channel / (column < N ? in.channels_per_B : in.channels_per_C);
+    step = static_cast<int>(from.token);
+    if (from.data != nullptr && n < in.d_state)
+      data = from.data + place.batch * from.batch + (first + token()) * from.token + group * from.group + n;
+    else
 #pragma unroll
-    for (int r = 0; r < count; ++r)
-      shared[r * block_threads + static_cast<int>(threadIdx.x)] =
-          data != nullptr ? values[r].widen() : accumulate_t<T>(0);
+      for (int r = 0; r < count; ++r) shared.words[r][threadIdx.x] = diffmamba::detail::zero_pack<numbers, T>();
+  }
+  /// Starts with a tile of so many tokens, and goes on to another one.
+  __device__ void start(const DeviceInputs<T>& in, Shared& shared, int tokens, int on) {
+    if (data == nullptr) return;
+#pragma unroll
+    for (int r = 0; r < count; ++r) {
+      const int k = r * tokens_at_once;
+      Word* const to = &shared.words[r][threadIdx.x];
+      if (in.words) {
+        copy_async(reinterpret_cast<std::conditional_t<sizeof(Word) == 8, double, float>*>(to), data + k * step,
+                   k + token() < tokens);
+      } else {
+        const int n = in.first_state + static_cast<int>(threadIdx.x) % columns * numbers % N;
+        Word word = diffmamba::detail::zero_pack<numbers, T>();
+#pragma unroll
+        for (int i = 0; i < numbers; ++i)
+          if (n + i < in.d_state && k + token() < tokens) word.elements[i] = data[k * step + i];
+        *to = word;
+      }
+    }
+    data += Index{step} * (on * tile_tokens);
+  }
+  __device__ void publish(const Shared& shared, accumulate_t<T>* to) const {
+#pragma unroll
+    for (int r = 0; r < count; ++r) {
+      const Word word = shared.words[r][threadIdx.x];
+      accumulate_t<T> wide[numbers];
+#pragma unroll
+      for (int i = 0; i < numbers; ++i) wide[i] = word.elements[i];
+      diffmamba::detail::store_pack(to + (r * block_threads + static_cast<int>(threadIdx.x)) * numbers, wide);
+    }
+  }
+
+ private:
+  static __device__ int token() {
+    return static_cast<int>(threadIdx.x) / columns;
   }
 };
 
@@ -369,14 +484,15 @@ __device__ inline void load_states(const S* from, S (&to)[thread_states]) {
 
 /// B_t and C_t as a thread reads them: from the tile in shared memory, or from registers where they are constants of
 /// its channel.
-template <class S, int Lanes, bool Constants>
+template <class S, class Place, bool Constants>
 struct ProjectionReader {
+  static constexpr int Lanes = Place::Lanes;
   const S* tile;  // this thread's states
   S B_constant[Constants ? thread_states : 1], C_constant[Constants ? thread_states : 1];
   bool B_is_constant = false, C_is_constant = false;
 
   template <class T>
-  __device__ ProjectionReader(const DeviceInputs<T>& in, const Place<Lanes>& place, const S* shared)
+  __device__ ProjectionReader(const DeviceInputs<T>& in, const Place& place, const S* shared)
       : tile(shared + place.part * thread_states) {
     if constexpr (Constants) {
       B_is_constant = in.B_constant.data != nullptr;
@@ -409,9 +525,8 @@ struct alignas(2 * sizeof(S)) Pair {
 };
 
 /// A of the thread's states in units of 1 / ln 2; zero past the last.
-template <class T, int Lanes>
-__device__ inline void load_decay(const DeviceInputs<T>& in, const Place<Lanes>& place,
-                                  accumulate_t<T> (&A)[thread_states]) {
+template <class T, class Place>
+__device__ inline void load_decay(const DeviceInputs<T>& in, const Place& place, accumulate_t<T> (&A)[thread_states]) {
   using S = accumulate_t<T>;
 #pragma unroll
   for (int e = 0; e < thread_states; ++e) {
@@ -419,8 +534,8 @@ __device__ inline void load_decay(const DeviceInputs<T>& in, const Place<Lanes>&
     A[e] = n < in.d_state ? in.A(place.channel, n) * S(element::log2e) : S(0);
   }
 }
-template <class S, class T, int Lanes>
-__device__ inline void load_state(const StatesView<const S>& from, const DeviceInputs<T>& in, const Place<Lanes>& place,
+template <class S, class T, class Place>
+__device__ inline void load_state(const StatesView<const S>& from, const DeviceInputs<T>& in, const Place& place,
                                   S (&to)[thread_states]) {
 #pragma unroll
   for (int e = 0; e < thread_states; ++e) {
@@ -428,8 +543,8 @@ __device__ inline void load_state(const StatesView<const S>& from, const DeviceI
     to[e] = from.data != nullptr && n < in.d_state ? from(place.batch, place.channel, n) : S(0);
   }
 }
-template <class S, class T, int Lanes>
-__device__ inline void store_state(const S (&from)[thread_states], const DeviceInputs<T>& in, const Place<Lanes>& place,
+template <class S, class T, class Place>
+__device__ inline void store_state(const S (&from)[thread_states], const DeviceInputs<T>& in, const Place& place,
                                    const StatesView<S>& to) {
   if (to.data == nullptr || !place.valid) return;
 #pragma unroll
@@ -438,21 +553,26 @@ __device__ inline void store_state(const S (&from)[thread_states], const DeviceI
     if (n < in.d_state) to(place.batch, place.channel, n) = from[e];
   }
 }
-/// The same with states (d_state, channels), channels dense.
-template <class S, class T, int Lanes>
-__device__ inline void load_channels(const S* from, const DeviceInputs<T>& in, const Place<Lanes>& place,
+/// The same with states (d_state, channels), channels dense; `own` is where this thread's first state lies.
+template <class S, class T, class Place>
+__device__ inline void store_own(const S (&from)[thread_states], const DeviceInputs<T>& in, const Place& place,
+                                 S* own) {
+  const int there = place.valid ? in.d_state - place.state(in.first_state, 0) : 0;
+#pragma unroll
+  for (int e = 0; e < thread_states; ++e)
+    if (e < there) own[e * in.channels] = from[e];
+}
+template <class S, class T, class Place>
+__device__ inline void load_channels(const S* from, const DeviceInputs<T>& in, const Place& place,
                                      S (&to)[thread_states]) {
 #pragma unroll
   for (int e = 0; e < thread_states; ++e)
     to[e] = place.state(in.first_state, e) < in.d_state ? from[place.state_offset(in) + e * in.channels] : S(0);
 }
-template <class S, class T, int Lanes>
-__device__ inline void store_channels(const S (&from)[thread_states], const DeviceInputs<T>& in,
-                                      const Place<Lanes>& place, S* to) {
-  if (!place.valid) return;
-#pragma unroll
-  for (int e = 0; e < thread_states; ++e)
-    if (place.state(in.first_state, e) < in.d_state) to[place.state_offset(in) + e * in.channels] = from[e];
+template <class S, class T, class Place>
+__device__ inline void store_channels(const S (&from)[thread_states], const DeviceInputs<T>& in, const Place& place,
+                                      S* to) {
+  store_own(from, in, place, to + place.state_offset(in));
 }
 
 /// Where segments meet: (batch, segments, d_state, channels) states, and the sum of dt of each segment, (batch,

@@ -6,7 +6,7 @@
 
 /// The forward scan on an NVIDIA GPU; selective_scan_device.cuh says how it is cut. Every operand is read once and the
 /// output written once, except that the kernel runs twice over B, u and delta where the length is cut into segments.
-/// Its limit is one exponential per token, channel and state.
+/// Its limits are one exponential and four operations per token, channel and state.
 namespace diffmamba::selective_scan {
 namespace detail {
 
@@ -22,16 +22,32 @@ struct DeviceOutputs {
 
 // CUDA kernels
 
+/// The tile of one block. Tensor cores sum the states of bfloat16's outputs: cut to tf32 (2^-10, below the rounding of
+/// the output), with C exact.
+template <class T, int Lanes, bool Constants>
+struct ForwardShared {
+  using S = accumulate_t<T>;
+  static constexpr bool products = std::is_same_v<T, bfloat16> && Lanes == 4 && !Constants;
+  using Place = detail::Place<Lanes, products>;
+  static constexpr int tile = tile_tokens * 2 * Lanes * thread_states;
+  Stage<T, Place, 3> staged[2];  // u, delta, z
+  typename Projections<T, Place>::Shared projections;
+  alignas(16) S tokens[2][tile];
+  Pair<S> steps[tile_tokens][Place::width + 16 / sizeof(S)];  // dt, dt u; the padding as in Stage
+};
+
 /// Without `Output` the states are carried from zero and left in `segments`, together with the sum of dt.
 template <class T, int Lanes, bool Constants, bool Output>
-__global__ void __launch_bounds__(block_threads, sizeof(accumulate_t<T>) == 4 ? 3 : 1)
-    selective_scan_forward_kernel(DeviceInputs<T> in, DeviceOutputs<T> to, SegmentMemory<accumulate_t<T>> segments,
-                                  SlabSums<accumulate_t<T>, 1> slabs) {
+__global__ void __launch_bounds__(block_threads, sizeof(accumulate_t<T>) == 4 ? 2 : 1)
+    selective_scan_forward_kernel(DeviceInputs<T> in, StagedRows<T, 3> rows, DeviceOutputs<T> to,
+                                  SegmentMemory<accumulate_t<T>> segments, SlabSums<accumulate_t<T>, 1> slabs) {
   using S = accumulate_t<T>;
-  constexpr int own = tile_tokens / Lanes, N = Lanes * thread_states, tile = tile_tokens * 2 * N;
-  const Place<Lanes> place(in);
-  __shared__ alignas(16) S tokens[2][tile];
-  __shared__ Pair<S> steps[tile_tokens][Place<Lanes>::width];  // dt, dt u
+  using Shared = ForwardShared<T, Lanes, Constants>;
+  using Place = typename Shared::Place;
+  constexpr int own = Place::own;
+  extern __shared__ __align__(16) unsigned char memory[];
+  Shared& shared = *reinterpret_cast<Shared*>(memory);
+  const Place place(in);
 
   S A[thread_states], h[thread_states];
   load_decay(in, place, A);
@@ -44,99 +60,143 @@ __global__ void __launch_bounds__(block_threads, sizeof(accumulate_t<T>) == 4 ? 
     load_state(in.initial_state, in, place, h);
   const S bias = in.delta_bias.data != nullptr ? in.delta_bias(place.channel) : S(0);
   const S D = in.D.data != nullptr ? in.D(place.channel) : S(0);
-  const ProjectionReader<S, Lanes, Constants> read(in, place, &tokens[0][0]);
+  const ProjectionReader<S, Place, Constants> read(in, place, shared.tokens[0]);
   S dt_sum = 0;
 
-  Raw<T> u_raw[own], delta_raw[own], z_raw[own];
-  Activation<const T, Lanes> u_rows(in.u, place, place.begin), delta_rows(in.delta, place, place.begin),
-      z_rows(in.z, place, place.begin);
-  Activation<T, Lanes> out_rows(to.out, place, place.begin);
-  Projections<T, Lanes> projections(in, place, place.begin);
-  const auto fetch = [&](Index first) {
-    const int count = static_cast<int>(::min(place.end - first, Index{tile_tokens}));
-    u_rows.fetch(place.part, count, u_raw);
-    delta_rows.fetch(place.part, count, delta_raw);
-    if (Output && z_rows) z_rows.fetch(place.part, count, z_raw);
-    projections.fetch(count - 1);
-    u_rows.advance(1);
-    delta_rows.advance(1);
-    z_rows.advance(1);
-    projections.advance(1);
+  ResultRows<T, Place> out_rows(to.out, place, place.begin);
+  Projections<T, Place> projections(in, place, place.begin, shared.projections);
+  const auto fetch = [&](int tile) {
+    start_stage<Output ? 3 : 2>(shared.staged[tile % 2], rows, in, place, tile);
+    projections.start(in, shared.projections, place.count(tile), 1);
+    mma::commit_copies();
   };
-  if (place.begin < place.end) fetch(place.begin);
-  int buffer = 0;
-  for (Index first = place.begin; first < place.end; first += tile_tokens, buffer ^= 1) {
-    const int count = static_cast<int>(::min(place.end - first, Index{tile_tokens}));
-    projections.publish(tokens[buffer]);
-    S u[own], z[own];
-    __syncwarp();  // the steps of the tile before have been read
-#pragma unroll
-    for (int j = 0; j < own; ++j) {
-      const int k = j * Lanes + place.part;
-      u[j] = u_raw[j].widen();
-      if (Output && z_rows) z[j] = z_raw[j].widen();
-      S dt = delta_raw[j].widen() + bias;
-      if (in.softplus) dt = softplus_step(dt).dt;
-      if (k >= count) dt = S(0);  // such a token changes no state
-      steps[k][place.local] = {dt, dt * u[j]};
-      if (!Output) dt_sum += dt;
-    }
-    if (first + tile_tokens < place.end) fetch(first + tile_tokens);
+  // Of this thread, after the tile.
+  S* checkpoint = nullptr;
+  if (Output && to.checkpoints != nullptr)
+    checkpoint = to.checkpoints +
+                 (place.batch * to.checkpoint_count + place.begin / tile_tokens) * in.d_state * in.channels +
+                 place.state_offset(in);
+  if (place.tiles > 0) fetch(0);
+  for (int tile = 0; tile < place.tiles; ++tile) {
+    const int count = place.count(tile), buffer = tile % 2;
+    mma::wait_for_copies<0>();
+    projections.publish(shared.projections, shared.tokens[buffer]);
     __syncthreads();  // this tile is there; everybody is done with the tile before
-    const S* const tile_tokens_shared = read.tile + buffer * tile;
+    if (tile + 1 < place.tiles) fetch(tile + 1);
+    const auto& staged = shared.staged[buffer];
+    S u[own], dt[own];
 #pragma unroll
     for (int j = 0; j < own; ++j) {
-      S y[Lanes];
+      u[j] = staged(0, place, j);
+      dt[j] = staged(1, place, j) + bias;
+    }
+    if (in.softplus)
 #pragma unroll
-      for (int q = 0; q < Lanes; ++q) {
-        const int k = j * Lanes + q;
-        const auto [dt, dt_u] = steps[k][place.local];
-        S B[thread_states], C[thread_states];
-        read.B(tile_tokens_shared, k, B);
-        if constexpr (Output) read.C(tile_tokens_shared, k, C);
-        y[q] = S(0);
+      for (S& step : dt) step = softplus_step(step).dt;
 #pragma unroll
-        for (int e = 0; e < thread_states; ++e) {
-          h[e] = element::advance(h[e], element::decay(dt, A[e]), dt_u, B[e]);
-          if constexpr (Output) y[q] = element::multiply_add(h[e], C[e], y[q]);
+    for (int j = 0; j < own; ++j) {
+      const int k = place.token(j);
+      if (k >= count) dt[j] = S(0);  // such a token changes no state
+      shared.steps[k][place.local] = {dt[j], dt[j] * u[j]};
+      if (!Output) dt_sum += dt[j];
+    }
+    __syncwarp();
+    const S* const tokens = read.tile + buffer * Shared::tile;
+    const auto advance = [&](int k) {
+      const auto [dt, dt_u] = shared.steps[k][place.local];
+      S B[thread_states];
+      read.B(tokens, k, B);
+#pragma unroll
+      for (int e = 0; e < thread_states; ++e) h[e] = element::advance(h[e], element::decay(dt, A[e]), dt_u, B[e]);
+    };
+    S y[own];  // the sums over states of this thread's tokens
+    if constexpr (!Output) {
+#pragma unroll
+      for (int k = 0; k < tile_tokens; ++k) advance(k);
+    } else if constexpr (Shared::products) {
+      // Two tokens at a time: rows are channels, first of the one token, then of the other; columns are the C of eight
+      // tokens, of which the thread that owns the two has theirs.
+#pragma unroll
+      for (int eight = 0; eight < tile_tokens; eight += 8) {
+        S C[thread_states];
+        read.C(tokens, eight + static_cast<int>(threadIdx.x) % 32 / 4, C);
+#pragma unroll
+        for (int pair = 0; pair < 4; ++pair) {
+          unsigned states[2][thread_states];
+#pragma unroll
+          for (int k = 0; k < 2; ++k) {
+            advance(eight + 2 * pair + k);
+#pragma unroll
+            for (int e = 0; e < thread_states; ++e) states[k][e] = __float_as_uint(h[e]);
+          }
+          float sums[4] = {};
+#pragma unroll
+          for (int e = 0; e < thread_states; e += 2)
+            mma::multiply_add_tf32(sums, {states[0][e], states[1][e], states[0][e + 1], states[1][e + 1]},
+                                   __float_as_uint(C[e]), __float_as_uint(C[e + 1]));
+          if (pair == 0 || place.part == pair) {
+            y[eight / 4] = sums[0];
+            y[eight / 4 + 1] = sums[3];
+          }
         }
       }
-      if constexpr (Output) {
-        S sum = share_sums<Lanes>(y, place.part);
-        const int k = j * Lanes + place.part;
-        bool write = place.valid && k < count;
-        if (Lanes == 8 && write && slabs.sums[0] != nullptr)
-          write = slabs.complete(0, sum, (place.batch * in.length + first + k) * in.channels + place.channel);
-        S out = element::multiply_add(D, u[j], sum);
-        if (z_rows) out *= z[j] * gate_sigmoid(z[j]);
-        if (write) *out_rows.at(j) = diffmamba::detail::narrow<T>(out);
+    } else {
+#pragma unroll
+      for (int j = 0; j < own; ++j) {
+        S parts[Lanes];
+#pragma unroll
+        for (int q = 0; q < Lanes; ++q) {
+          advance(j * Lanes + q);
+          S C[thread_states];
+          read.C(tokens, j * Lanes + q, C);
+          parts[q] = S(0);
+#pragma unroll
+          for (int e = 0; e < thread_states; ++e) parts[q] = element::multiply_add(h[e], C[e], parts[q]);
+        }
+        y[j] = share_sums<Lanes>(parts, place.part);
       }
     }
-    if constexpr (Output) out_rows.advance(1);
     if constexpr (Output) {
-      if (to.checkpoints != nullptr && first + tile_tokens < in.length)
-        store_channels(
-            h, in, place,
-            to.checkpoints + (place.batch * to.checkpoint_count + first / tile_tokens) * in.d_state * in.channels);
+      bool write[own];
+#pragma unroll
+      for (int j = 0; j < own; ++j) {
+        const int k = place.token(j);
+        write[j] = place.valid && k < count;
+        if (Lanes == 8 && write[j] && slabs.sums[0] != nullptr)
+          write[j] =
+              slabs.complete(0, y[j], (place.batch * in.length + place.first(tile) + k) * in.channels + place.channel);
+        y[j] = element::multiply_add(D, staged(0, place, j), y[j]);
+      }
+      if (in.z.data != nullptr)
+#pragma unroll
+        for (int j = 0; j < own; ++j) {
+          const S z = staged(2, place, j);
+          y[j] *= z * gate_sigmoid(z);
+        }
+#pragma unroll
+      for (int j = 0; j < own; ++j)
+        if (write[j]) *out_rows.at(j) = diffmamba::detail::narrow<T>(y[j]);
+      out_rows.advance(1);
+      if (checkpoint != nullptr && (tile + 1 < place.tiles || place.segment + 1 < in.segments)) {
+        store_own(h, in, place, checkpoint);
+        checkpoint += Index{in.d_state} * in.channels;
+      }
     }
   }
   if constexpr (Output) {
     if (place.segment + 1 == in.segments) store_state(h, in, place, to.final_state);
   } else {
     store_channels(h, in, place, segments.states + place.slot(in) * in.d_state * in.channels);
-#pragma unroll
-    for (int distance = 32 / Lanes; distance < 32; distance *= 2)
-      dt_sum += __shfl_xor_sync(0xffffffffu, dt_sum, distance);
+    dt_sum = Place::sum_of_parts(dt_sum);
     if (place.valid && place.part == 0) segments.dt[place.slot(in) * in.channels + place.channel] = dt_sum;
   }
 }
 
 // Launchers
 
-/// A multiprocessor holds three blocks.
 template <class T>
 void cut_forward(DeviceInputs<T>& in) {
-  in.cut(multiprocessors(), 0.6, 0.9, 0.6);
+  in.cut(multiprocessors(), 0.6);
 }
 
 }  // namespace detail
@@ -166,8 +226,7 @@ void forward(const Inputs<T, cuda>& in, const Options& options, const OutputView
     reuse_or_allocate(saved->states, {inputs.batch, checkpoints, Index{inputs.d_state}, Index{inputs.channels}});
   }
   detail::cut_forward(inputs);
-  const unsigned blocks = inputs.blocks();
-  if (blocks == 0) return;
+  if (inputs.blocks() == 0) return;
   const std::size_t mark = workspace.mark();
   detail::SegmentMemory<S> segments;
   segments.take(inputs, workspace);
@@ -177,17 +236,22 @@ void forward(const Inputs<T, cuda>& in, const Options& options, const OutputView
                                          .final_state = detail::StatesView<S>(to.final_state),
                                          .checkpoints = saved != nullptr ? saved->states.data() : nullptr,
                                          .checkpoint_count = checkpoints};
+  const detail::StagedRows<T, 3> rows(inputs, {inputs.u, inputs.delta, inputs.z});
   detail::with_cut(inputs, [&](auto lanes, auto constants) {
     constexpr int Lanes = decltype(lanes)::value;
     constexpr bool Constants = decltype(constants)::value;
+    constexpr int bytes = sizeof(detail::ForwardShared<T, Lanes, Constants>);
+    const auto launch = [&](auto kernel, const detail::DeviceInputs<T>& cut) {
+      cuda_runtime::check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+                          "cudaFuncSetAttribute");
+      kernel<<<cut.blocks(), detail::block_threads, bytes, stream.handle>>>(cut, rows, outputs, segments, slabs);
+      cuda_runtime::check_launch("selective_scan_forward_kernel");
+    };
     if (inputs.segments > 1) {
       auto without_last = inputs.without_segment(inputs.segments - 1);
       for (int slab = 0; slab < inputs.slabs(); ++slab) {
         without_last.first_state = slab * detail::slab_states;
-        detail::selective_scan_forward_kernel<T, Lanes, Constants, false>
-            <<<without_last.blocks(), detail::block_threads, 0, stream.handle>>>(without_last, outputs, segments,
-                                                                                 slabs);
-        cuda_runtime::check_launch("selective_scan_forward_kernel (states)");
+        launch(detail::selective_scan_forward_kernel<T, Lanes, Constants, false>, without_last);
       }
       const Index states = inputs.batch * inputs.d_state * inputs.channels;
       detail::selective_scan_segments_kernel<false>
@@ -199,9 +263,7 @@ void forward(const Inputs<T, cuda>& in, const Options& options, const OutputView
       inputs.first_state = slab * detail::slab_states;
       slabs.first = slab == 0;
       slabs.last = slab + 1 == inputs.slabs();
-      detail::selective_scan_forward_kernel<T, Lanes, Constants, true>
-          <<<blocks, detail::block_threads, 0, stream.handle>>>(inputs, outputs, segments, slabs);
-      cuda_runtime::check_launch("selective_scan_forward_kernel");
+      launch(detail::selective_scan_forward_kernel<T, Lanes, Constants, true>, inputs);
     }
   });
   workspace.reset(mark);
