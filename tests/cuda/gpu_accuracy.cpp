@@ -243,7 +243,8 @@ TEST_SUITE("on a GPU" * doctest::skip(cuda_runtime::device_count() == 0)) {
                                std::to_string(s.nheads) + ", N " + std::to_string(s.d_state) + ", groups " +
                                std::to_string(s.ngroups);
       check<bfloat16>(what, row.official, Ssd{s});
-      // The official kernels round floats to TF32 (5e-4 to 1.7e-3); ours are sums in float, or of three products of tf32.
+      // The official kernels round floats to TF32 (5e-4 to 1.7e-3); ours are sums in float, or of three products of
+      // tf32.
       check<float>(what,
                    {{"out", 1e-6},
                     {"dx", 1e-6},
