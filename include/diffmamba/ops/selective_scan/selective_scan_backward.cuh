@@ -496,11 +496,12 @@ struct ParameterTarget {
   MatrixView<S> to;
 };
 
-/// Adds the slots, in their order, into the transposed (channels, rows); a row of blocks for each target.
 template <class S, int Count>
 struct ParameterTargets {
   ParameterTarget<S> targets[Count];
 };
+
+/// Adds the slots, in their order, into the transposed (channels, rows); a row of blocks for each target.
 template <class S>
 __global__ void selective_scan_parameters_kernel(ParameterTargets<S, 5> all, Index slots, int channels, bool add) {
   ParameterTarget<S> target = all.targets[0];
