@@ -85,9 +85,15 @@ class OnDevice<T, Rank, cpu> {
 ///
 ///   n * (2 d_model + 1 + sum over the layers of (d_model + 1 + what the mixer states))   kept by forward for backward
 ///   + min(n, head_rows) * padded_vocab_size                                              logits, then their gradients
-///   + 2 n * d_model and what one mixer needs inside its backward pass
+///   + n * (3 d_model + what one mixer's backward pass takes)                             gradients, a layer at a time
 ///
-/// Nothing is ever taken per layer but what the first line says. `saved_bytes` is its value in the last step, counted.
+/// Of the last two lines the larger counts: the logits are gone when the layers' turn comes. For Mamba-2 and its
+/// differential form the third names Mamba2Sizes::backward_elements, and a scan takes up to a tenth of the line more
+/// for its chunks. Nothing is ever taken per layer but what the first line says; `saved_bytes` is its value in the last
+/// step, counted. All grow at most in proportion to n: the arena's peak_bytes after a step on a small batch tells that
+/// of a large one. On the CPU the process grows by some 15 MiB beyond the arena (stacks and packed operands of
+/// threads).
+///
 /// With set_recompute(Recompute::mixer) a layer keeps 2 d_model + 1 (the residual stream and the mixer's input) instead
 /// of d_model + 1 and what the mixer states, which exists for one layer at a time, and each mixer's forward pass is run
 /// twice; with Recompute::convolution it keeps all but the result of the convolution.

@@ -107,6 +107,9 @@ struct Mamba2Sizes {
   Index conv_dim() const { return d_ssm + 2 * bc_dim(); }
   Index d_in_proj() const { return 2 * d_mlp + d_ssm + conv_dim() + nheads; }
   Index width() const { return d_mlp + d_ssm; }
+  /// Elements per token that backward takes at its height beside what forward kept: the gradients of zxbcdt, of the
+  /// convolution and of what out_proj takes.
+  Index backward_elements() const { return paths * (d_in_proj() + conv_dim() + width()); }
   std::array<Index, 7> in_proj_roles() const { return {d_mlp, d_mlp, d_ssm, d_ssm, bc_dim(), bc_dim(), nheads}; }
   std::array<Index, 3> conv_roles() const { return {d_ssm, bc_dim(), bc_dim()}; }
   std::array<Index, 2> gated_roles() const { return {d_mlp, d_ssm}; }
