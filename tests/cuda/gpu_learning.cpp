@@ -56,6 +56,7 @@ TEST_SUITE("on a GPU" * doctest::skip(cuda_runtime::device_count() == 0)) {
     const char* const file = std::getenv("DIFFMAMBA_CURVES");
     std::ofstream curves;
     if (file != nullptr) curves.open(file);
+    curves.precision(9);
     curves << "mixer,step,cpu_float32,gpu_float32,gpu_bfloat16\n";
     for (const std::string mixer : {"mamba2", "diff_mamba2"}) {
       CAPTURE(mixer);
