@@ -67,6 +67,7 @@ void check_all() {
       for (Index channels : {2, 37, 1024, 4096, 9000}) check<T>(11, channels, norm, which);
       for (Index length : {0, 1, 1100}) check<T>(length, 64, norm, which);
       check<T>(5, 64, norm, which, 3);
+      check<T>(301, 1024, norm, which);  // several rows in a row for every group of threads
     }
 }
 

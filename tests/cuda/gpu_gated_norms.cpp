@@ -106,6 +106,11 @@ void check(Index length, Index channels, Index group, bool gate, bool norm_befor
   Workspace<cuda> workspace(gated_rms_norm::workspace_bytes(in));
   Norm::backward(in, got.saved, upstream, {.out = out}, workspace);
   CHECK(norm_error(out, want.out) < output_tolerance<T>(out.size()));
+  auto over_x = p.x.device;  // and in place of x
+  auto in_place = in;
+  in_place.x = over_x;
+  Norm::backward(in_place, got.saved, upstream, {.out = over_x}, workspace);
+  CHECK(same_bits(over_x, out));
   const auto again = Norm::backward(in, got.saved, upstream);
   CHECK(same_bits(d.dx, again.dx));
   CHECK(same_bits(d.dz, again.dz));
@@ -153,6 +158,9 @@ void check_all() {
   check<Norm, T>(7, 96, 0, false, true, true);
   check<Norm, T>(7, 96, 0, false, false, false);
   for (Index length : {0, 1, 1500}) check<Norm, T>(length, 128, 64, true, false, true);
+  // Several rows in a row for every group of threads.
+  for (bool norm_before_gate : {false, true}) check<Norm, T>(301, 1024, 0, true, norm_before_gate, false);
+  check<Norm, T>(301, 1024, 256, true, false, false);
 }
 
 }  // namespace

@@ -133,10 +133,10 @@ void check(Index batch, Index length, Index channels, int options) {
 /// What a block does: the sum kept in place of the residual, and backward from it, dx over dout, dresidual over
 /// dresidual_out, gradients added.
 template <class Norm, class T>
-void check_in_place(Index channels) {
+void check_in_place(Index length, Index channels) {
   using A = accumulate_t<T>;
-  INFO("channels ", channels, ", bytes ", sizeof(T));
-  const Problem<T> p(3, 50, channels);
+  INFO("length ", length, ", channels ", channels, ", bytes ", sizeof(T));
+  const Problem<T> p(3, length, channels);
   const auto host = inputs<double, cpu>(p, 1, Exact{});
   const auto want = Norm::forward(host, {});
   const auto dwant = Norm::backward(host, want.saved, upstream<double, cpu>(p, 1, Exact{}));
@@ -157,6 +157,11 @@ void check_in_place(Index channels) {
   auto plus_one = dwant.dweight;
   for (double& value : plus_one) value += 1;
   CHECK(norm_error(dweight, plus_one) < sum_tolerance<T>);
+  Tensor<T, 3, cuda> out(p.x.exact.extents());  // what forward wrote, once more
+  Norm::backward(in, stream.saved,
+                 rms_norm::OutputGradients<T, cuda>{.dout = p.dout.device, .residual_out = stream.residual_out},
+                 rms_norm::GradientViews<T, cuda>{.out = out}, workspace);
+  CHECK(same_bits(out, stream.out));
 }
 
 /// Rows of a wider tensor, at any address.
@@ -184,10 +189,13 @@ void check_all() {
     for (int options : {0, 1, 2, 3}) check<Norm, T>(2, 11, channels, options);
   for (Index length : {0, 1, 1500}) check<Norm, T>(2, length, 96, 3);
   check<Norm, T>(3, 700, 512, 2);
+  for (int options : {0, 1})
+    check<Norm, T>(2, 601, 1024, options);  // several rows in a row for every group of threads
 }
 template <class Norm, class T>
 void check_places() {
-  for (Index channels : {64, 300, 2048}) check_in_place<Norm, T>(channels);
+  for (Index channels : {64, 300, 2048}) check_in_place<Norm, T>(50, channels);
+  check_in_place<Norm, T>(401, 512);
   check_strided<Norm, T>(16, 336);
   check_strided<Norm, T>(3, 340);
 }

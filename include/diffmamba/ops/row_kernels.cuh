@@ -20,12 +20,14 @@
 namespace diffmamba::detail {
 
 /// `Lanes` threads have a row, each `Vectors` times `Unit` consecutive elements of it: a tile of the row in registers.
-/// Where rows may be `Long`, longer than a tile, they are cut, and read again where they are needed again.
-template <int UnitSize, int LaneCount, int VectorCount, bool LongRows>
+/// Where rows may be `Long`, longer than a tile, they are cut, and read again where they are needed again. Blocks have
+/// `ThreadCount` threads.
+template <int UnitSize, int LaneCount, int VectorCount, bool LongRows,
+          int ThreadCount = (LaneCount > 256 ? LaneCount : 256)>
 struct RowShape {
   static constexpr int Unit = UnitSize, Lanes = LaneCount, Vectors = VectorCount;
   static constexpr bool Long = LongRows;
-  static constexpr int threads = Lanes > 256 ? Lanes : 256;
+  static constexpr int threads = ThreadCount;
   static constexpr int rows = threads / Lanes;  // of a block at a time
   static constexpr int tile = Lanes * Vectors * Unit;
 
@@ -37,28 +39,31 @@ struct RowShape {
   __device__ static int channel(int tile_number, int v) { return tile_number * tile + (v * Lanes + lane()) * Unit; }
 };
 
-/// Blocks of a grid that walks over rows with a stride and keeps sums over them: two for each multiprocessor of an
-/// H100.
-inline constexpr Index most_sum_blocks = 264;
+/// Blocks for each multiprocessor in a grid that keeps sums over rows: 512 threads are enough where rows come ahead of
+/// their use, and leave few lines to add up.
 template <class Shape>
-Index sum_blocks(Index rows, Index most = most_sum_blocks) {
+inline constexpr int sum_blocks_each = 512 / Shape::threads;
+/// All of them, on an H100; the same on every GPU.
+template <class Shape>
+inline constexpr Index most_sum_blocks = 132 * sum_blocks_each<Shape>;
+template <class Shape>
+Index sum_blocks(Index rows) {
   const Index blocks = (rows + Shape::rows - 1) / Shape::rows;
-  return blocks < most ? blocks : most;
+  return blocks < most_sum_blocks<Shape> ? blocks : most_sum_blocks<Shape>;
 }
-/// The same where rows pass through shared memory: two for each.
-inline constexpr Index resident_sum_blocks = 264;
 /// Lines of sums that a grid of any shape needs at most.
 inline Index most_lines(Index rows) {
-  return rows < most_sum_blocks ? rows : most_sum_blocks;
+  constexpr Index most = most_sum_blocks<RowShape<1, 256, 1, true>>;
+  return rows < most ? rows : most;
 }
 
 // CUDA kernels: rows
 // --------------------------------------------------------------------------------------------------
 
-/// Unit consecutive elements as they are stored, in packs of 16 bytes or one by one.
+/// Unit consecutive elements as they are stored, in packs of at most 16 bytes.
 template <class T, int Unit>
 struct StoredUnit {
-  static constexpr int N = Unit % pack_size<T> == 0 ? pack_size<T> : 1, count = Unit / N;
+  static constexpr int N = Unit < pack_size<T> ? Unit : pack_size<T>, count = Unit / N;
   Pack<T, N> packs[count];
 
   __device__ void load(const T* from) {
@@ -68,6 +73,13 @@ struct StoredUnit {
   __device__ void load_zeros() {
 #pragma unroll
     for (int k = 0; k < count; ++k) packs[k] = zero_pack<N, T>();
+  }
+  /// Zeros if there is nothing.
+  __device__ void load_if(bool there, const T* from) {
+    if (there)
+      load(from);
+    else
+      load_zeros();
   }
   __device__ accumulate_t<T> operator[](int i) const {
     return static_cast<accumulate_t<T>>(packs[i / N].elements[i % N]);
@@ -83,10 +95,7 @@ struct StoredRow {
 #pragma unroll
     for (int v = 0; v < Shape::Vectors; ++v) {
       const int c = Shape::channel(tile, v);
-      if (c < count)
-        units[v].load(row + c);
-      else
-        units[v].load_zeros();
+      units[v].load_if(c < count, row + c);
     }
   }
   __device__ accumulate_t<T> operator()(int v, int i) const {
@@ -94,18 +103,30 @@ struct StoredRow {
   }
 };
 
+/// Starts a copy from global to shared memory.
+template <int Bytes>
+__device__ inline void copy_ahead(void* shared, const void* global) {
+  static_assert(Bytes == 8 || Bytes == 16);
+  const auto address = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+  if constexpr (Bytes == 16)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(global) : "memory");
+  else
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(address), "l"(global) : "memory");
+}
+
 /// Rows of an operand in shared memory, the present one and the next `Stages` - 1 on their way there: every thread
-/// copies what it will read itself, so that no barrier is needed and no register waits. Long rows are read where they
-/// lie.
+/// copies what it will read itself, so that no barrier is needed and no register waits. Where rows may be long, they
+/// are read where they lie.
 template <class Shape, class T, int Stages>
 class RowQueue {
  public:
+  static constexpr int packs = StoredUnit<T, Shape::Unit>::count;
+  static constexpr int pack_bytes = static_cast<int>(sizeof(Pack<T, StoredUnit<T, Shape::Unit>::N>));
   /// Shared memory of a block.
-  static constexpr int bytes = Shape::Long ? 0 : Stages * Shape::Vectors * Shape::threads * 16;
-  static_assert(Shape::Long || StoredUnit<T, Shape::Unit>::count == 1, "a unit is one pack");
+  static constexpr int bytes = Shape::Long ? 0 : Stages * Shape::Vectors * packs * Shape::threads * pack_bytes;
 
   /// Takes its part of the shared memory, if it will be used.
-  __device__ RowQueue(unsigned char*& shared, bool used) : slots_(reinterpret_cast<uint4*>(shared) + threadIdx.x) {
+  __device__ RowQueue(unsigned char*& shared, bool used) : slots_(shared + threadIdx.x * pack_bytes) {
     if (used) shared += bytes;
   }
   /// Begins to copy a row; nothing past `count` channels.
@@ -114,21 +135,110 @@ class RowQueue {
 #pragma unroll
       for (int v = 0; v < Shape::Vectors; ++v) {
         const int c = Shape::channel(0, v);
-        if (c < count) mma::copy_async(slots_ + (stage * Shape::Vectors + v) * Shape::threads, row + c, true);
+        if (c >= count) continue;
+#pragma unroll
+        for (int k = 0; k < packs; ++k)
+          copy_ahead<pack_bytes>(slot(stage, v, k), row + c + k * StoredUnit<T, Shape::Unit>::N);
       }
   }
-  /// Unit v of the row, at channel c.
-  __device__ StoredUnit<T, Shape::Unit> unit(int stage, int v, const T* row, int c) const {
-    StoredUnit<T, Shape::Unit> result;
-    if constexpr (Shape::Long)
-      result.load(row + c);
-    else
-      *reinterpret_cast<uint4*>(&result) = slots_[(stage * Shape::Vectors + v) * Shape::threads];
+  /// Unit v of the row, at channel c; zeros if that is not `there`.
+  __device__ void unit(bool there, int stage, int v, const T* row, int c, StoredUnit<T, Shape::Unit>& to) const {
+    if constexpr (Shape::Long) {
+      to.load_if(there, row + c);
+    } else if (!there) {
+      to.load_zeros();
+    } else {
+#pragma unroll
+      for (int k = 0; k < packs; ++k)
+        to.packs[k] = *reinterpret_cast<const Pack<T, StoredUnit<T, Shape::Unit>::N>*>(slot(stage, v, k));
+    }
+  }
+
+ private:
+  __device__ unsigned char* slot(int stage, int v, int k) const {
+    return slots_ + ((stage * Shape::Vectors + v) * packs + k) * Shape::threads * pack_bytes;
+  }
+
+  unsigned char* slots_;
+};
+
+/// The rows first, first + stride, ... below `rows` of this thread's group: fetch(row, stage) begins to copy a row,
+/// `Stages` - 1 of them ahead, and work(row, there, stage) has it. Groups of a block walk together; where a group has
+/// no row left it is not `there`.
+template <class Shape, int Stages, class Fetch, class Work>
+__device__ inline void for_rows(Index block, Index blocks, Index rows, Fetch&& fetch, Work&& work) {
+  const Index stride = blocks * Shape::rows;
+  const auto begin = [&](Index row, int stage) {
+    if constexpr (Shape::Long) return;
+    if (row < rows) fetch(row, stage);
+    mma::commit_copies();
+  };
+  Index row = block * Shape::rows + Shape::group();
+#pragma unroll
+  for (int stage = 0; stage + 1 < Stages; ++stage) begin(row + stage * stride, stage);
+  int stage = 0;
+  for (Index first = block * Shape::rows; first < rows; first += stride, row += stride) {
+    if constexpr (!Shape::Long) mma::wait_for_copies<Stages - 2>();
+    begin(row + (Stages - 1) * stride, stage == 0 ? Stages - 1 : stage - 1);
+    work(row, row < rows, stage);
+    stage = stage + 1 == Stages ? 0 : stage + 1;
+  }
+}
+
+/// A number of each row, in a dense array; read one row ahead of its use.
+template <class Shape, class A>
+class RowNumber {
+ public:
+  /// Of the rows that for_rows gives this thread: from[row * step].
+  __device__ RowNumber(const A* from, Index step, Index block, Index blocks, Index rows)
+      : from_(from), step_(step), stride_(blocks * Shape::rows), rows_(rows) {
+    read(block * Shape::rows + Shape::group());
+  }
+  /// The next row's, or 0 where there is none.
+  __device__ A next(Index row) {
+    const A result = ahead_;
+    read(row + stride_);
     return result;
   }
 
  private:
-  uint4* slots_;
+  __device__ void read(Index row) { ahead_ = from_ != nullptr && row < rows_ ? from_[row * step_] : A(0); }
+
+  const A* from_;
+  Index step_, stride_, rows_;
+  A ahead_;
+};
+
+/// A parameter of every channel: in registers for all rows; of long rows, or if it is not `Kept`, it is read where it
+/// is needed.
+template <class Shape, class A, bool Kept = !Shape::Long>
+class RowParameter {
+ public:
+  /// `absent` everywhere where there is none.
+  __device__ RowParameter(const A* from, int channels, A absent = A(0)) : from_(from), absent_(absent) {
+    if constexpr (Kept)
+#pragma unroll
+      for (int v = 0; v < Shape::Vectors; ++v) {
+        const int c = Shape::channel(0, v);
+        load(from != nullptr && c < channels, c, values_[v]);
+      }
+  }
+  /// Of unit v, at channel c, if that is `there`.
+  __device__ void unit(bool there, int v, int c, A (&to)[Shape::Unit]) const {
+    if constexpr (!Kept) {
+      load(there && from_ != nullptr, c, to);
+    } else {
+#pragma unroll
+      for (int i = 0; i < Shape::Unit; ++i) to[i] = values_[v][i];
+    }
+  }
+
+ private:
+  __device__ void load(bool there, int c, A (&to)[Shape::Unit]) const;
+
+  const A* from_;
+  A absent_;
+  A values_[Kept ? Shape::Vectors : 1][Shape::Unit];
 };
 
 template <int Unit, class T>
@@ -155,6 +265,13 @@ __device__ inline void store_unit(T* to, const accumulate_t<T> (&from)[Unit]) {
     for (int i = 0; i < N; ++i) part[i] = from[first + i];
     store_pack(to + first, part);
   }
+}
+
+template <class Shape, class A, bool Kept>
+__device__ inline void RowParameter<Shape, A, Kept>::load(bool there, int c, A (&to)[Shape::Unit]) const {
+#pragma unroll
+  for (int i = 0; i < Shape::Unit; ++i) to[i] = absent_;
+  if (there) load_unit(from_ + c, to);
 }
 
 /// Where a row of batch * length rows lies.
@@ -199,7 +316,13 @@ class RowSums {
 #pragma unroll
       for (int k = 0; k < Count; ++k)
         if (lane == 0) partial[phase_][k][warp] = values[k];
-      __barrier_sync_count(static_cast<unsigned>(1 + Shape::group()), Shape::Lanes);
+      // Barriers by constants: of those a program might use, a multiprocessor has few.
+      if constexpr (Shape::rows == 1)
+        __syncthreads();
+      else
+#pragma unroll
+        for (unsigned group = 0; group < Shape::rows; ++group)
+          if (group == Shape::group()) __barrier_sync_count(1 + group, Shape::Lanes);
 #pragma unroll
       for (int k = 0; k < Count; ++k) {
         values[k] = partial[phase_][k][warp / warps * warps + lane % warps];
@@ -246,10 +369,10 @@ class ColumnLines {
           if (line_[k] != nullptr) store_unit(line_[k] + c, sums_[k][0]);
   }
 
-  /// Adds to sum k at channel c, the first of unit v.
-  __device__ void add(int k, int v, int c, const A (&values)[Unit]) {
+  /// Adds to sum k at channel c, the first of unit v; zeros, if that is not `there`.
+  __device__ void add(int k, int v, int c, bool there, const A (&values)[Unit]) {
     if (Shape::cut(channels_)) {
-      if (line_[k] == nullptr) return;
+      if (line_[k] == nullptr || !there) return;
       A sum[Unit];
       load_unit(line_[k] + c, sum);
 #pragma unroll
@@ -260,8 +383,12 @@ class ColumnLines {
       for (int i = 0; i < Unit; ++i) sums_[k][v][i] += values[i];
     }
   }
-  /// Writes the line, times `factor`, once, at the end; all threads of the block call it.
-  __device__ void finish(A factor = A(1)) {
+  /// Shared memory that `finish` wants.
+  static constexpr int bytes =
+      Shape::Long || Shape::rows == 1 ? 0 : Shape::rows * Shape::tile * static_cast<int>(sizeof(A));
+  /// Writes the line, times `factor`, once, at the end; all threads of the block call it. What the shared memory held
+  /// is not needed any more.
+  __device__ void finish(unsigned char* shared, A factor = A(1)) {
     if (Shape::cut(channels_)) {
       for (int c = Shape::lane() * Unit; c < channels_; c += Shape::Lanes * Unit)
 #pragma unroll
@@ -278,17 +405,16 @@ class ColumnLines {
     for (int k = 0; k < Count; ++k) {
       if (line_[k] == nullptr) continue;
       if constexpr (Shape::rows > 1) {
-        __shared__ A all[Shape::rows][Shape::tile];
+        A* const all = reinterpret_cast<A*>(shared);
         __syncthreads();
 #pragma unroll
         for (int v = 0; v < Shape::Vectors; ++v)
-#pragma unroll
-          for (int i = 0; i < Unit; ++i) all[Shape::group()][Shape::channel(0, v) + i] = sums_[k][v][i];
+          store_unit(all + Shape::group() * Shape::tile + Shape::channel(0, v), sums_[k][v]);
         __syncthreads();
         for (int to = static_cast<int>(threadIdx.x); to < channels_; to += Shape::threads) {
           A sum = 0;
 #pragma unroll
-          for (int group = 0; group < Shape::rows; ++group) sum += all[group][to];
+          for (int group = 0; group < Shape::rows; ++group) sum += all[group * Shape::tile + to];
           line_[k][to] = factor * sum;
         }
       } else {
@@ -318,6 +444,7 @@ class ColumnLines {
 template <class A, int Count>
 __global__ void __launch_bounds__(1024)
     line_sums_kernel(const __grid_constant__ LineSums<A, Count> sums, int count, int channels, bool add) {
+  cuda_runtime::let_next_kernel_begin();
   cuda_runtime::wait_for_earlier_kernels();
   const A* const lines = sums.lines[blockIdx.y];
   A* const to = sums.to[blockIdx.y];
@@ -388,57 +515,41 @@ void flatten_rows(Index rows, Views&... views) {
   (flatten(views, rows), ...);
 }
 
-/// Launches a kernel that calls wait_for_earlier_kernels(). A small one, as in decoding, begins while the one before it
-/// ends: it is over before that would be noticed otherwise.
+/// Launches a kernel that calls wait_for_earlier_kernels(): it begins while the one before it ends.
 template <class Kernel, class... Arguments>
-void launch_rows(Kernel kernel, const char* name, unsigned blocks, int threads, int shared_bytes,
+void launch_rows(const char* name, Kernel kernel, Index blocks, int threads, int shared_bytes,
                  const Arguments&... arguments) {
-  const auto stream = cuda_runtime::current_stream();
-  const auto block = static_cast<unsigned>(threads);
-  const auto bytes = static_cast<std::size_t>(shared_bytes);
-  if (blocks <= 264) {
-    cuda_runtime::launch_overlapped(name, kernel, blocks, block, bytes, stream.handle, arguments...);
-  } else {
-    kernel<<<blocks, block, bytes, stream.handle>>>(arguments...);
-    cuda_runtime::check_launch(name);
-  }
+  if (shared_bytes > 32 * 1024)  // with what a kernel declares itself it might be more than all have, 48 KiB
+    cuda_runtime::check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes), name);
+  cuda_runtime::launch_overlapped(name, kernel, static_cast<unsigned>(blocks), static_cast<unsigned>(threads),
+                                  static_cast<std::size_t>(shared_bytes), cuda_runtime::current_stream().handle,
+                                  arguments...);
 }
 
-/// Launches a kernel whose blocks walk over rows with a stride: as many blocks as fit at once, at most those needed.
-template <class Kernel, class... Arguments>
-void launch_resident(Kernel kernel, const char* name, Index blocks_needed, int threads, int shared_bytes,
-                     const Arguments&... arguments) {
-  const auto stream = cuda_runtime::current_stream();
-  int processors = 0, blocks_each = 0;
-  cuda_runtime::check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, stream.device), name);
-  cuda_runtime::check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes), name);
-  cuda_runtime::check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks_each, kernel, threads,
-                                                                    static_cast<std::size_t>(shared_bytes)),
-                      name);
-  const Index resident = Index{processors} * (blocks_each > 0 ? blocks_each : 1);
-  launch_rows(kernel, name, static_cast<unsigned>(blocks_needed < resident ? blocks_needed : resident), threads,
-              shared_bytes, arguments...);
-}
-
-/// work(shape) with the shape for rows (or groups) of so many channels, of at most `Vectors` units a thread.
-template <class T, int Vectors, class Work>
+/// work(shape) with the shape for rows (or groups) of so many channels, of at most `Vectors` units of `Unit` a thread.
+/// Blocks have `Threads`, more where a row needs them.
+template <int Unit, int Vectors, int Threads = 256, class Work>
 void with_row_shape(Index channels, bool aligned, Work&& work) {
-  constexpr int unit = pack_size<T>;
   require(channels <= Index{1} << 30, "a row of ", channels, " channels is too long for the GPU kernels");
-  if (!aligned || channels % unit != 0) return work(RowShape<1, 256, 1, true>{});
-  const Index units = channels / unit;
-  if (units <= 32) return work(RowShape<unit, 32, 1, false>{});
+  if (!aligned || channels % Unit != 0) return work(RowShape<1, 256, 1, true>{});
+  const Index units = channels / Unit;
+  const auto with = [&]<int Lanes, int Units, bool Long>() {
+    work(RowShape<Unit, Lanes, Units, Long, (Lanes > Threads ? Lanes : Threads)>{});
+  };
+  if (units <= 32) return with.template operator()<32, 1, false>();
   if constexpr (Vectors > 2)
-    if (units <= 64) return work(RowShape<unit, 32, 2, false>{});
+    if (units <= 64) return with.template operator()<32, 2, false>();
   if constexpr (Vectors > 1) {
-    if (units <= 32 * Vectors) return work(RowShape<unit, 32, Vectors, false>{});
-    if (units <= 64 * Vectors) return work(RowShape<unit, 64, Vectors, false>{});
-    if (units <= 128 * Vectors) return work(RowShape<unit, 128, Vectors, false>{});
-    return work(RowShape<unit, 256, Vectors, true>{});
+    if (units <= 32 * Vectors) return with.template operator()<32, Vectors, false>();
+    if (units <= 64 * Vectors) return with.template operator()<64, Vectors, false>();
+    if (units <= 128 * Vectors) return with.template operator()<128, Vectors, false>();
+    if (units <= 256 * Vectors) return with.template operator()<256, Vectors, false>();
+    return with.template operator()<256, Vectors, true>();
   } else {
-    if (units <= 128) return work(RowShape<unit, 128, 1, false>{});
-    if (units <= 256) return work(RowShape<unit, 256, 1, false>{});
-    return work(RowShape<unit, 512, 1, true>{});
+    if (units <= 128) return with.template operator()<128, 1, false>();
+    if (units <= 256) return with.template operator()<256, 1, false>();
+    if (units <= 512) return with.template operator()<512, 1, false>();
+    return with.template operator()<512, 1, true>();
   }
 }
 

@@ -2,6 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <algorithm>  // std::max
+
 #include "diffmamba/ops/differential_combine/differential_combine_forward.cuh"  // detail::GpuDifferenceRow
 
 /// The backward pass of the differential combination on an NVIDIA GPU; differential_combine_backward.hpp derives the
@@ -10,12 +12,15 @@
 namespace diffmamba::differential_combine {
 namespace detail {
 
+/// Rows of a group of threads in shared memory: the present one and the next.
+inline constexpr int stages = 2;
+
 // CUDA kernels
 // --------------------------------------------------------------------------------------------------------
 
 /// sums: of lambda (one for each channel), norm_weight, subln_weight. one_lambda: a number for each block, or null.
 template <class Shape, class T>
-__global__ void __launch_bounds__(Shape::threads, 2)
+__global__ void __launch_bounds__(Shape::threads, sum_blocks_each<Shape>)
     combine_backward_kernel(const __grid_constant__ Inputs<T, cuda> in, const accumulate_t<T>* saved_rstd,
                             const __grid_constant__ OutputGradients<T, cuda> upstream,
                             const __grid_constant__ GradientViews<T, cuda> gradients,
@@ -27,44 +32,62 @@ __global__ void __launch_bounds__(Shape::threads, 2)
   const int channels = static_cast<int>(in.y1.extent(2));
   const bool several = Shape::cut(channels), before = bool(in.norm_weight), after = bool(in.subln_weight);
   const A per_channel = A(1) / static_cast<A>(channels), scale = static_cast<A>(scale_given);
+  extern __shared__ __align__(16) unsigned char shared[];
+  unsigned char* free = shared;
+  const RowQueue<Shape, T, stages> queue1(free, true), queue2(free, true), queue_d(free, true);
   RowSums<Shape, A, 1> over_row_of_u;
   RowSums<Shape, A, 2> over_row;
+  cuda_runtime::let_next_kernel_begin();
+  cuda_runtime::wait_for_earlier_kernels();
   ColumnLines<Shape, A, 3> columns(sums, Index{blockIdx.x} * channels, channels);
+  GpuDifferenceRow<Shape, T, !Shape::Long> paths(in, channels);
+  const RowParameter<Shape, A> subln_weights(in.subln_weight.data(), channels, A(1));
+  RowNumber<Shape, A> rstd1(saved_rstd, 3, blockIdx.x, gridDim.x, rows),
+      rstd2(saved_rstd + 1, 3, blockIdx.x, gridDim.x, rows), rstd_of_u(saved_rstd + 2, 3, blockIdx.x, gridDim.x, rows);
   A dlambda[1] = {0};
 
-  for (Index first = Index{blockIdx.x} * Shape::rows; first < rows; first += Index{gridDim.x} * Shape::rows) {
-    const Index row = first + Shape::group();
-    const int count = row < rows ? channels : 0;  // a row that is not there has no channels
-    const RowPosition at(row < rows ? row : 0, length);
-    GpuDifferenceRow<Shape, T> paths(in, at);
-    const A* const kept = saved_rstd + 3 * (row < rows ? row : 0);
-    paths.rstd1 = kept[0];
-    paths.rstd2 = kept[1];
-    const A rstd = kept[2];
+  const auto fetch = [&](Index row, int stage) {
+    const RowPosition at(row, length);
+    queue1.fetch(stage, at.of(in.y1), channels);
+    queue2.fetch(stage, at.of(in.y2), channels);
+    queue_d.fetch(stage, at.of(upstream.dout), channels);
+  };
+  for_rows<Shape, stages>(blockIdx.x, gridDim.x, rows, fetch, [&](Index row, bool there, int stage) {
+    const int count = there ? channels : 0;  // a row that is not there has no channels
+    const RowPosition at(there ? row : 0, length);
+    const T* const y1 = at.of(in.y1);
+    const T* const y2 = at.of(in.y2);
     const T* const dout = at.of(upstream.dout);
+    paths.rstd1 = rstd1.next(row);
+    paths.rstd2 = rstd2.next(row);
+    const A rstd = rstd_of_u.next(row);
     // du, before `through_norm_after` dL/dH; and H, the normalised difference, where there is a norm after.
     A du[Vectors][Unit], H[Vectors][Unit];
     const auto load = [&](int tile, bool add_columns) {
-      StoredRow<Shape, T> d;
-      d.load(dout, count, tile);
-      paths.load(tile, count);
+      StoredUnit<T, Unit> d[Vectors];
+#pragma unroll
+      for (int v = 0; v < Vectors; ++v) {
+        const int c = Shape::channel(tile, v);
+        queue1.unit(c < count, stage, v, y1, c, paths.stored1[v]);
+        queue2.unit(c < count, stage, v, y2, c, paths.stored2[v]);
+        queue_d.unit(c < count, stage, v, dout, c, d[v]);
+      }
 #pragma unroll
       for (int v = 0; v < Vectors; ++v) {
 #pragma unroll
-        for (int i = 0; i < Unit; ++i) du[v][i] = d(v, i) * scale;
+        for (int i = 0; i < Unit; ++i) du[v][i] = d[v][i] * scale;
         if (!after) continue;
         const int c = Shape::channel(tile, v);
-        paths.difference(v, c, count, H[v]);
-        if (c >= count) continue;
+        paths.difference(c < count, v, c, H[v]);
         A w[Unit], dH[Unit];
-        load_unit(in.subln_weight.data() + c, w);
+        subln_weights.unit(c < count, v, c, w);
 #pragma unroll
         for (int i = 0; i < Unit; ++i) {
           H[v][i] *= rstd;
           dH[i] = du[v][i] * H[v][i];
           du[v][i] *= w[i];
         }
-        if (add_columns) columns.add(2, v, c, dH);
+        if (add_columns) columns.add(2, v, c, c < count, dH);
       }
     };
     A gH[1] = {0};
@@ -96,9 +119,9 @@ __global__ void __launch_bounds__(Shape::threads, 2)
 #pragma unroll
       for (int v = 0; v < Vectors; ++v) {
         const int c = Shape::channel(tile, v);
-        if (c >= count) continue;
         A l[Unit], w[Unit], to_weight[Unit], to_lambda[Unit];
-        paths.parameters(c, count, l, w);
+        paths.lambdas.unit(c < count, v, c, l);
+        paths.norm_weights.unit(c < count, v, c, w);
 #pragma unroll
         for (int i = 0; i < Unit; ++i) {
           const A h1 = paths.h1(v, i), h2 = paths.h2(v, i), dn2 = -l[i] * du[v][i];
@@ -108,15 +131,15 @@ __global__ void __launch_bounds__(Shape::threads, 2)
           means[0] += w[i] * du[v][i] * h1;
           means[1] += w[i] * dn2 * h2;
         }
-        columns.add(0, v, c, to_lambda);
-        columns.add(1, v, c, to_weight);
+        columns.add(0, v, c, c < count, to_lambda);
+        columns.add(1, v, c, c < count, to_weight);
       }
     }
     if (before) over_row(means);
 
     T* const dy1 = at.of(gradients.dy1);
     T* const dy2 = at.of(gradients.dy2);
-    if (dy1 == nullptr && dy2 == nullptr) continue;
+    if (dy1 == nullptr && dy2 == nullptr) return;
     for (int tile = 0; tile < Shape::tiles(channels); ++tile) {
       if (several) {
         load(tile, false);
@@ -127,7 +150,8 @@ __global__ void __launch_bounds__(Shape::threads, 2)
         const int c = Shape::channel(tile, v);
         if (c >= count) continue;
         A l[Unit], w[Unit], g1[Unit], g2[Unit];
-        paths.parameters(c, count, l, w);
+        paths.lambdas.unit(true, v, c, l);
+        paths.norm_weights.unit(true, v, c, w);
 #pragma unroll
         for (int i = 0; i < Unit; ++i) {
           g1[i] = w[i] * du[v][i];
@@ -141,9 +165,8 @@ __global__ void __launch_bounds__(Shape::threads, 2)
         if (dy2 != nullptr) store_unit(dy2 + c, g2);
       }
     }
-  }
-  cuda_runtime::let_next_kernel_begin();
-  columns.finish();
+  });
+  columns.finish(shared);
   if (one_lambda != nullptr) {
     // The block's threads as one row: what threads past a row have added is zero.
     RowSums<RowShape<1, Shape::threads, 1, false>, A, 1> over_block;
@@ -174,8 +197,7 @@ void backward(const Inputs<T, cuda>& in, const Saved<T, cuda>& saved,
                 Extents{in.y1.extent(0), in.y1.extent(1), Index{3}});
   const Index channels = in.y1.extent(2), rows = in.y1.extent(0) * in.y1.extent(1);
   if (channels == 0) return;
-  const auto stream = cuda_runtime::current_stream();
-  const cuda_runtime::DeviceScope scope(stream.device);
+  const cuda_runtime::DeviceScope scope(cuda_runtime::current_stream().device);
   const auto mark = workspace.mark();
   const bool one = gradients.dlambda && gradients.dlambda.extent(0) == 1 && channels != 1;
   detail::LineSums<A, 3> sums{
@@ -187,13 +209,14 @@ void backward(const Inputs<T, cuda>& in, const Saved<T, cuda>& saved,
   const bool aligned = lambdas_aligned && detail::all_rows_aligned(in.y1, in.y2, in.norm_weight, in.subln_weight,
                                                                    upstream.dout, gradients.dy1, gradients.dy2);
   Index blocks = 0;
-  detail::with_row_shape<T, 1>(channels, aligned, [&](auto shape) {
+  detail::with_row_shape<detail::pack_size<T>, 1>(channels, aligned, [&](auto shape) {
     using Shape = decltype(shape);
     blocks = detail::sum_blocks<Shape>(rows);
     if (blocks == 0) return;
-    detail::combine_backward_kernel<Shape, T><<<static_cast<unsigned>(blocks), Shape::threads, 0, stream.handle>>>(
-        in, saved.rstd.data(), upstream, gradients, sums, one_lambda, options.scale);
-    cuda_runtime::check_launch("combine_backward_kernel");
+    constexpr int bytes =
+        std::max(3 * detail::RowQueue<Shape, T, detail::stages>::bytes, detail::ColumnLines<Shape, A, 3>::bytes);
+    detail::launch_rows("combine_backward_kernel", detail::combine_backward_kernel<Shape, T>, blocks, Shape::threads,
+                        bytes, in, saved.rstd.data(), upstream, gradients, sums, one_lambda, options.scale);
   });
   detail::launch_line_sums(sums, blocks, channels, mode);
   if (one) detail::launch_line_sums(detail::LineSums<A, 1>{{one_lambda}, {gradients.dlambda.data()}}, blocks, 1, mode);

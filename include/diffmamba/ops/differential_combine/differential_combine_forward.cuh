@@ -12,46 +12,28 @@ namespace detail {
 
 using namespace diffmamba::detail;
 
-/// One row of the two paths and what is made of it.
-template <class Shape, class T>
+/// What the rows of the two paths are multiplied by, and the numbers of the present one.
+template <class Shape, class T, bool Kept>
 struct GpuDifferenceRow {
   using A = accumulate_t<T>;
-  static constexpr int Unit = Shape::Unit;
-  const T *y1, *y2;
-  const A *norm_weight, *lambdas;  // norm_weight: null without a norm before; lambdas: one for each channel, or null
-  A lambda;
+  static constexpr int Unit = Shape::Unit, Vectors = Shape::Vectors;
+  RowParameter<Shape, A, Kept> lambdas, norm_weights;
   A rstd1 = 1, rstd2 = 1;
-  StoredRow<Shape, T> stored1, stored2;
+  StoredUnit<T, Unit> stored1[Vectors], stored2[Vectors];
 
-  __device__ GpuDifferenceRow(const Inputs<T, cuda>& in, const RowPosition& at)
-      : y1(at.of(in.y1)),
-        y2(at.of(in.y2)),
-        norm_weight(in.norm_weight.data()),
-        lambdas(in.lambda && in.lambda.extent(0) != 1 ? in.lambda.data() : nullptr),
-        lambda(in.lambda && in.lambda.extent(0) == 1 ? *in.lambda.data() : A(1)) {}
+  __device__ GpuDifferenceRow(const Inputs<T, cuda>& in, int channels)
+      : lambdas(in.lambda && in.lambda.extent(0) != 1 ? in.lambda.data() : nullptr, channels,
+                in.lambda && in.lambda.extent(0) == 1 ? *in.lambda.data() : A(1)),
+        norm_weights(in.norm_weight.data(), channels, A(1)) {}
 
-  __device__ void load(int tile, int count) {
-    stored1.load(y1, count, tile);
-    stored2.load(y2, count, tile);
-  }
   /// y_1 and y_2, normalised where there is a norm before.
-  __device__ A h1(int v, int i) const { return stored1(v, i) * rstd1; }
-  __device__ A h2(int v, int i) const { return stored2(v, i) * rstd2; }
-  /// lambda and the weight of the norms of the unit at channel c; zeros past the row.
-  __device__ void parameters(int c, int count, A (&l)[Unit], A (&w)[Unit]) const {
-#pragma unroll
-    for (int i = 0; i < Unit; ++i) {
-      l[i] = lambda;
-      w[i] = 1;
-    }
-    if (c >= count) return;
-    if (lambdas != nullptr) load_unit(lambdas + c, l);
-    if (norm_weight != nullptr) load_unit(norm_weight + c, w);
-  }
-  /// n_1 - lambda n_2 of a unit
-  __device__ void difference(int v, int c, int count, A (&u)[Unit]) const {
+  __device__ A h1(int v, int i) const { return stored1[v][i] * rstd1; }
+  __device__ A h2(int v, int i) const { return stored2[v][i] * rstd2; }
+  /// n_1 - lambda n_2 of a unit; zeros past the row.
+  __device__ void difference(bool there, int v, int c, A (&u)[Unit]) const {
     A l[Unit], w[Unit];
-    parameters(c, count, l, w);
+    lambdas.unit(there, v, c, l);
+    norm_weights.unit(there, v, c, w);
 #pragma unroll
     for (int i = 0; i < Unit; ++i) u[i] = w[i] * (h1(v, i) - l[i] * h2(v, i));
   }
@@ -61,7 +43,7 @@ struct GpuDifferenceRow {
 // --------------------------------------------------------------------------------------------------------
 
 template <class Shape, class T>
-__global__ void __launch_bounds__(Shape::threads)
+__global__ void __launch_bounds__(Shape::threads, sum_blocks_each<Shape>)
     combine_forward_kernel(const __grid_constant__ Inputs<T, cuda> in, const __grid_constant__ OutputViews<T, cuda> to,
                            accumulate_t<T>* saved_rstd, double eps_given, double scale_given) {
   using A = accumulate_t<T>;
@@ -73,23 +55,36 @@ __global__ void __launch_bounds__(Shape::threads)
   const A eps = static_cast<A>(eps_given), scale = static_cast<A>(scale_given);
   RowSums<Shape, A, 2> over_row;
   RowSums<Shape, A, 1> over_row_of_u;
+  cuda_runtime::let_next_kernel_begin();
+  cuda_runtime::wait_for_earlier_kernels();
+  GpuDifferenceRow<Shape, T, false> paths(in, channels);
 
   for (Index first = Index{blockIdx.x} * Shape::rows; first < rows; first += Index{gridDim.x} * Shape::rows) {
     const Index row = first + Shape::group();
-    const int count = row < rows ? channels : 0;  // a row that is not there has no channels
-    const RowPosition at(row < rows ? row : 0, length);
-    GpuDifferenceRow<Shape, T> paths(in, at);
-    paths.load(0, count);
+    const bool there = row < rows;
+    const int count = there ? channels : 0;  // a row that is not there has no channels
+    const RowPosition at(there ? row : 0, length);
+    const T* const y1 = at.of(in.y1);
+    const T* const y2 = at.of(in.y2);
+    const auto load = [&](int tile) {
+#pragma unroll
+      for (int v = 0; v < Vectors; ++v) {
+        const int c = Shape::channel(tile, v);
+        paths.stored1[v].load_if(c < count, y1 + c);
+        paths.stored2[v].load_if(c < count, y2 + c);
+      }
+    };
+    load(0);
     if (before) {
       A sums[2] = {};
       for (int tile = 0; tile < Shape::tiles(channels); ++tile) {
-        if (several) paths.load(tile, count);
+        if (several) load(tile);
 #pragma unroll
         for (int v = 0; v < Vectors; ++v)
 #pragma unroll
           for (int i = 0; i < Unit; ++i) {
-            sums[0] += paths.stored1(v, i) * paths.stored1(v, i);
-            sums[1] += paths.stored2(v, i) * paths.stored2(v, i);
+            sums[0] += paths.stored1[v][i] * paths.stored1[v][i];
+            sums[1] += paths.stored2[v][i] * paths.stored2[v][i];
           }
       }
       over_row(sums);
@@ -98,9 +93,12 @@ __global__ void __launch_bounds__(Shape::threads)
     }
     A u[Vectors][Unit];
     const auto difference = [&](int tile) {
-      if (several) paths.load(tile, count);
+      if (several) load(tile);
 #pragma unroll
-      for (int v = 0; v < Vectors; ++v) paths.difference(v, Shape::channel(tile, v), count, u[v]);
+      for (int v = 0; v < Vectors; ++v) {
+        const int c = Shape::channel(tile, v);
+        paths.difference(c < count, v, c, u[v]);
+      }
     };
     A rstd = 1;
     if (after) {
@@ -131,7 +129,7 @@ __global__ void __launch_bounds__(Shape::threads)
         store_unit(out + c, u[v]);
       }
     }
-    if (saved_rstd != nullptr && row < rows && Shape::lane() == 0) {
+    if (saved_rstd != nullptr && there && Shape::lane() == 0) {
       saved_rstd[3 * row] = paths.rstd1;
       saved_rstd[3 * row + 1] = paths.rstd2;
       saved_rstd[3 * row + 2] = rstd;
@@ -151,17 +149,15 @@ void forward(const Inputs<T, cuda>& in, const Options& options, const OutputView
   }
   if (in.y1.size() == 0) return;
   const Index rows = in.y1.extent(0) * in.y1.extent(1);
-  const auto stream = cuda_runtime::current_stream();
-  const cuda_runtime::DeviceScope scope(stream.device);
+  const cuda_runtime::DeviceScope scope(cuda_runtime::current_stream().device);
   const bool lambdas_aligned = !in.lambda || in.lambda.extent(0) == 1 || detail::rows_aligned(in.lambda);
   const bool aligned =
       lambdas_aligned && detail::all_rows_aligned(in.y1, in.y2, in.norm_weight, in.subln_weight, outputs.out);
-  detail::with_row_shape<T, 2>(in.y1.extent(2), aligned, [&](auto shape) {
+  detail::with_row_shape<detail::pack_size<T>, 4>(in.y1.extent(2), aligned, [&](auto shape) {
     using Shape = decltype(shape);
-    detail::combine_forward_kernel<Shape, T>
-        <<<cuda_runtime::blocks_for(rows, Shape::rows), Shape::threads, 0, stream.handle>>>(
-            in, outputs, saved ? saved->rstd.data() : nullptr, options.eps, options.scale);
-    cuda_runtime::check_launch("combine_forward_kernel");
+    detail::launch_rows("combine_forward_kernel", detail::combine_forward_kernel<Shape, T>,
+                        cuda_runtime::blocks_for(rows, Shape::rows), Shape::threads, 0, in, outputs,
+                        saved ? saved->rstd.data() : nullptr, options.eps, options.scale);
   });
 }
 

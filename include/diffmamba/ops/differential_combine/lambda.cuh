@@ -35,6 +35,8 @@ template <class T>
 __global__ void __launch_bounds__(LambdaBlock::threads)
     lambda_forward_kernel(Lambda form, double lambda_init, const __grid_constant__ LambdaInputs<T, cuda> in,
                           const __grid_constant__ View<T, 1, cuda> lambda) {
+  cuda_runtime::let_next_kernel_begin();
+  cuda_runtime::wait_for_earlier_kernels();
   const T init = static_cast<T>(lambda_init);
   if (form == Lambda::sigmoid_scalar || form == Lambda::sigmoid_per_channel) {
     for (Index i = threadIdx.x; i < lambda.extent(0); i += LambdaBlock::threads)
@@ -57,6 +59,8 @@ __global__ void __launch_bounds__(LambdaBlock::threads)
     lambda_backward_kernel(Lambda form, const __grid_constant__ LambdaInputs<T, cuda> in,
                            const __grid_constant__ View<const T, 1, cuda> dlambda,
                            const __grid_constant__ LambdaGradientViews<T, cuda> gradients, bool add) {
+  cuda_runtime::let_next_kernel_begin();
+  cuda_runtime::wait_for_earlier_kernels();
   const auto put = [add](const View<T, 1, cuda>& gradient, Index i, T value) {
     if (gradient) gradient(i) = add ? gradient(i) + value : value;
   };
@@ -92,11 +96,9 @@ template <class T>
 void lambda_forward(Lambda form, double lambda_init, const LambdaInputs<T, cuda>& in,
                     const std::type_identity_t<View<T, 1, cuda>>& lambda) {
   check(form, in, lambda);
-  const auto stream = cuda_runtime::current_stream();
-  const cuda_runtime::DeviceScope scope(stream.device);
-  detail::lambda_forward_kernel<T>
-      <<<1, detail::LambdaBlock::threads, 0, stream.handle>>>(form, lambda_init, in, lambda);
-  cuda_runtime::check_launch("lambda_forward_kernel");
+  const cuda_runtime::DeviceScope scope(cuda_runtime::current_stream().device);
+  diffmamba::detail::launch_rows("lambda_forward_kernel", detail::lambda_forward_kernel<T>, 1,
+                                 detail::LambdaBlock::threads, 0, form, lambda_init, in, lambda);
 }
 
 template <class T>
@@ -105,11 +107,10 @@ void lambda_backward(Lambda form, const LambdaInputs<T, cuda>& in,
                      const LambdaGradientViews<T, cuda>& gradients, GradientMode mode) {
   check(form, in, dlambda, gradients);
   if (form == Lambda::none) return;
-  const auto stream = cuda_runtime::current_stream();
-  const cuda_runtime::DeviceScope scope(stream.device);
-  detail::lambda_backward_kernel<T>
-      <<<1, detail::LambdaBlock::threads, 0, stream.handle>>>(form, in, dlambda, gradients, mode == GradientMode::add);
-  cuda_runtime::check_launch("lambda_backward_kernel");
+  const cuda_runtime::DeviceScope scope(cuda_runtime::current_stream().device);
+  diffmamba::detail::launch_rows("lambda_backward_kernel", detail::lambda_backward_kernel<T>, 1,
+                                 detail::LambdaBlock::threads, 0, form, in, dlambda, gradients,
+                                 mode == GradientMode::add);
 }
 
 }  // namespace diffmamba::differential_combine

@@ -72,6 +72,7 @@ __global__ __launch_bounds__(128) void runs_kernel(const std::uint32_t* keys, co
   }
   __syncthreads();
   const Index column = (blockIdx.x % column_tiles * 128 + threadIdx.x) * Vector;
+  cuda_runtime::let_next_kernel_begin();
   if (column >= d_model) return;
   S sum[Vector] = {};
   bool from_left = tokens[0] == tokens[1];
@@ -107,18 +108,21 @@ __global__ __launch_bounds__(128) void runs_kernel(const std::uint32_t* keys, co
   }
 }
 
-inline constexpr int long_run_columns = 32, long_run_lines = 8;
+inline constexpr int long_run_threads = 32, long_run_lines = 8;
 
-/// A block: the run, if any, that begins in a chunk and goes on, 32 columns. Line l of the block adds the parts l, l +
-/// 8,
-/// ... of the run, then the lines are added in their order.
-template <class S>
-__global__ __launch_bounds__(long_run_columns* long_run_lines) void long_runs_kernel(const std::uint32_t* keys,
+/// A block: the run, if any, that begins in a chunk and goes on, 32 * Vector columns. Line l of the block adds the
+/// parts l, l + 8, ... of the run, then the lines are added in their order.
+template <class S, int Vector>
+__global__ __launch_bounds__(long_run_threads* long_run_lines) void long_runs_kernel(const std::uint32_t* keys,
                                                                                      Index count, Index vocab_size,
                                                                                      Index d_model, Index column_tiles,
                                                                                      S* dweight, Index dweight_row,
                                                                                      Parts<S> parts) {
-  __shared__ S sums[long_run_lines][long_run_columns];
+  using diffmamba::detail::load_pack;
+  using diffmamba::detail::store_pack;
+  __shared__ __align__(16) S sums[long_run_lines][long_run_threads * Vector];
+  cuda_runtime::let_next_kernel_begin();
+  cuda_runtime::wait_for_earlier_kernels();
   const Index which = blockIdx.x / column_tiles, first = which * chunk, next = first + chunk;
   if (next >= count) return;
   const std::uint32_t token = keys[next - 1];
@@ -130,22 +134,30 @@ __global__ __launch_bounds__(long_run_columns* long_run_lines) void long_runs_ke
     const Index middle = (last + beyond) / 2;
     (keys[middle * chunk] == token ? last : beyond) = middle;
   }
-  const int line = threadIdx.x / long_run_columns, place = threadIdx.x % long_run_columns;
-  const Index column = blockIdx.x % column_tiles * long_run_columns + place;
+  const int line = threadIdx.x / long_run_threads, place = threadIdx.x % long_run_threads * Vector;
+  const Index column = blockIdx.x % column_tiles * long_run_threads * Vector + place;
   const bool inside = column < d_model;
-  S sum = 0;
+  S sum[Vector] = {};
+  const auto add = [&](const S* from) {
+    S part[Vector];
+    load_pack<Vector>(from).widen(part);
+#pragma unroll
+    for (int e = 0; e < Vector; ++e) sum[e] += part[e];
+  };
   if (inside) {
     const S* head = parts.head + column;
 #pragma unroll 8
-    for (Index c = which + 1 + line; c <= last; c += long_run_lines) sum += head[c * d_model];
+    for (Index c = which + 1 + line; c <= last; c += long_run_lines) add(head + c * d_model);
   }
-  sums[line][place] = sum;
+  store_pack(sums[line] + place, sum);
   __syncthreads();
   if (line > 0 || !inside) return;
-  sum = parts.tail[which * d_model + column];
+  load_pack<Vector>(parts.tail + which * d_model + column).widen(sum);
 #pragma unroll
-  for (int i = 0; i < long_run_lines; ++i) sum += sums[i][place];
-  dweight[token * dweight_row + column] += sum;
+  for (int i = 0; i < long_run_lines; ++i) add(sums[i] + place);
+  S* const to = dweight + token * dweight_row + column;
+  add(to);
+  store_pack(to, sum);
 }
 
 // Launchers
@@ -200,11 +212,11 @@ void backward(const Tokens& tokens, Index count, const View<const G, 3, cuda>& d
       sorted, order, count, vocab_size, dout.data(), tokens.length, dout.stride(0), dout.stride(1), d_model, tiles,
       dweight.data(), dweight.stride(0), parts);
   cuda_runtime::check_launch("runs_kernel");
-  const Index narrow_tiles = (d_model + long_run_columns - 1) / long_run_columns;
-  long_runs_kernel<<<static_cast<unsigned>(chunks * narrow_tiles), long_run_columns * long_run_lines, 0,
-                     stream.handle>>>(sorted, count, vocab_size, d_model, narrow_tiles, dweight.data(),
-                                      dweight.stride(0), parts);
-  cuda_runtime::check_launch("long_runs_kernel");
+  const Index narrow = long_run_threads * (vectors ? vector : 1), narrow_tiles = (d_model + narrow - 1) / narrow;
+  cuda_runtime::launch_overlapped("long_runs_kernel", vectors ? long_runs_kernel<S, vector> : long_runs_kernel<S, 1>,
+                                  static_cast<unsigned>(chunks * narrow_tiles), long_run_threads * long_run_lines, 0,
+                                  stream.handle, sorted, count, vocab_size, d_model, narrow_tiles, dweight.data(),
+                                  dweight.stride(0), parts);
 }
 
 template <class T, class Token, class G>

@@ -21,29 +21,31 @@ __global__ void __launch_bounds__(threads)
   using A = accumulate_t<T>;
   const Index width = in.weight.extent(2);
   RowSums<RowShape<1, threads, 1, true>, A, 1> over_row;
+  cuda_runtime::let_next_kernel_begin();
+  cuda_runtime::wait_for_earlier_kernels();
   for (Index row = blockIdx.x; row < in.weight.extent(1); row += gridDim.x) {
     const A factors[2] = {factor_of<A>(0, in.lambda, scale, row), factor_of<A>(1, in.lambda, scale, row)};
     A product[1] = {0};
-    for (Index j = Index{threadIdx.x} * N; j < 2 * width; j += threads * N) {
-      const int path = j < width ? 0 : 1;
-      const Index i = j - path * width;
-      A df[N], other[N];
-      load_unit(upstream.dweight.pointer(row) + folded_column(roles.sizes, path, i), df);
-      if (path == 1 && gradients.dlambda) {
-        load_unit(in.weight.pointer(1, row) + i, other);
+    const auto offset = [&](int path) {
+      return path * gradients.dweight.stride(0) + row * gradients.dweight.stride(1);
+    };
+    for (Index i = Index{threadIdx.x} * N; i < width; i += threads * N) {
+      A df[2][N], sum[2][N], weight[N];  // all loads are begun before the first value is used
 #pragma unroll
-        for (int k = 0; k < N; ++k) product[0] += other[k] * df[k];
+      for (int path = 0; path < 2; ++path) {
+        load_unit(upstream.dweight.pointer(row) + folded_column(roles.sizes, path, i), df[path]);
+        load_unit_if(gradients.dweight && add, gradients.dweight.data() + offset(path) + i, sum[path]);
       }
+      load_unit_if(bool(gradients.dlambda), in.weight.pointer(1, row) + i, weight);
+#pragma unroll
+      for (int k = 0; k < N; ++k) product[0] += weight[k] * df[1][k];
       if (!gradients.dweight) continue;
 #pragma unroll
-      for (int k = 0; k < N; ++k) df[k] *= factors[path];
-      A* const dw = gradients.dweight.pointer(path, row) + i;
-      if (add) {
-        load_unit(dw, other);
+      for (int path = 0; path < 2; ++path) {
 #pragma unroll
-        for (int k = 0; k < N; ++k) df[k] += other[k];
+        for (int k = 0; k < N; ++k) sum[path][k] += df[path][k] * factors[path];
+        store_unit(gradients.dweight.data() + offset(path) + i, sum[path]);
       }
-      store_unit(dw, df);
     }
     if (gradients.dlambda) over_row(product);
     if (threadIdx.x > 0) continue;
@@ -75,8 +77,7 @@ void backward(const Inputs<T, cuda>& in, const Options& options,
   using A = accumulate_t<T>;
   check(in, options, upstream, gradients);
   const Index rows = in.weight.extent(1);
-  const auto stream = cuda_runtime::current_stream();
-  const cuda_runtime::DeviceScope scope(stream.device);
+  const cuda_runtime::DeviceScope scope(cuda_runtime::current_stream().device);
   const detail::Roles roles(options, in.weight.extent(2));
   const auto mark = workspace.mark();
   const bool one_lambda = gradients.dlambda && in.lambda.extent(0) != rows;
@@ -84,9 +85,9 @@ void backward(const Inputs<T, cuda>& in, const Options& options,
   const auto launch = [&](auto pack) {
     constexpr int N = decltype(pack)::value;
     if (rows == 0) return;
-    detail::fold_backward_kernel<N, T><<<cuda_runtime::blocks_for(rows, 1), detail::threads, 0, stream.handle>>>(
-        in, roles, options.scale, upstream, gradients, products, mode == GradientMode::add);
-    cuda_runtime::check_launch("fold_backward_kernel");
+    detail::launch_rows("fold_backward_kernel", detail::fold_backward_kernel<N, T>, cuda_runtime::blocks_for(rows, 1),
+                        detail::threads, 0, in, roles, options.scale, upstream, gradients, products,
+                        mode == GradientMode::add);
   };
   constexpr int N = detail::pack_size<A>;
   if (detail::roles_take_packs<N>(roles) && detail::takes_packs<N>(in.weight) &&

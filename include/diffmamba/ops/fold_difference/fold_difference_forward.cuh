@@ -29,6 +29,8 @@ __global__ void __launch_bounds__(threads)
                         const __grid_constant__ OutputViews<T, cuda> to) {
   using A = accumulate_t<T>;
   const Index width = in.weight.extent(2);
+  cuda_runtime::let_next_kernel_begin();
+  cuda_runtime::wait_for_earlier_kernels();
   for (Index row = blockIdx.x; row < in.weight.extent(1); row += gridDim.x) {
     const A factors[2] = {factor_of<A>(0, in.lambda, scale, row), factor_of<A>(1, in.lambda, scale, row)};
     for (Index j = Index{threadIdx.x} * N; j < 2 * width; j += threads * N) {
@@ -63,14 +65,12 @@ void forward(const Inputs<T, cuda>& in, const Options& options,
   check(in, options, outputs);
   const Index rows = in.weight.extent(1);
   if (rows == 0) return;
-  const auto stream = cuda_runtime::current_stream();
-  const cuda_runtime::DeviceScope scope(stream.device);
+  const cuda_runtime::DeviceScope scope(cuda_runtime::current_stream().device);
   const detail::Roles roles(options, in.weight.extent(2));
   const auto launch = [&](auto pack) {
     constexpr int N = decltype(pack)::value;
-    detail::fold_forward_kernel<N, T>
-        <<<cuda_runtime::blocks_for(rows, 1), detail::threads, 0, stream.handle>>>(in, roles, options.scale, outputs);
-    cuda_runtime::check_launch("fold_forward_kernel");
+    detail::launch_rows("fold_forward_kernel", detail::fold_forward_kernel<N, T>, cuda_runtime::blocks_for(rows, 1),
+                        detail::threads, 0, in, roles, options.scale, outputs);
   };
   constexpr int N = detail::pack_size<T>;
   if (detail::roles_take_packs<N>(roles) && detail::takes_packs<N>(in.weight) && detail::takes_packs<N>(outputs.weight))

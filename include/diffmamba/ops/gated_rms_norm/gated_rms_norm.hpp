@@ -64,8 +64,8 @@ struct Gradients {
 };
 
 /// Where backward writes; absent ones are not computed. dx may be the memory of dout or x, dz that of z. `mode` of
-/// backward concerns dweight and dbias. `out`, in memory of its own, is what forward returned, once more: for who has
-/// not kept it and needs it for the gradient of what came behind.
+/// backward concerns dweight and dbias. `out` is what forward returned, once more: for who has not kept it and needs it
+/// for the gradient of what came behind; it may be the memory of x.
 template <class T, Device DeviceType = cpu>
 struct GradientViews {
   View<T, 3, DeviceType> dx = {}, dz = {};

@@ -2,6 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <algorithm>  // std::max
+
 #include "diffmamba/ops/gated_rms_norm/gated_rms_norm_forward.cuh"
 
 /// The backward pass of both gated norms on an NVIDIA GPU; gated_rms_norm_backward.hpp derives the formulas. A block
@@ -9,140 +11,133 @@
 namespace diffmamba::gated_rms_norm {
 namespace detail {
 
+/// Rows of a group of threads in shared memory: the present one and the next.
+inline constexpr int stages = 2;
+
 // CUDA kernels
 // --------------------------------------------------------------------------------------------------------
 
 /// `Sums`: 1 for dweight alone, 2 for dbias too.
 template <bool Centred, int Sums, class Shape, class T>
-__global__ void __launch_bounds__(Shape::threads, 2)
-    gated_norm_backward_kernel(const __grid_constant__ Inputs<T, cuda> in,
-                               const __grid_constant__ View<const accumulate_t<T>, 3, cuda> mean_in,
-                               const __grid_constant__ View<const accumulate_t<T>, 3, cuda> rstd_in,
+__global__ void __launch_bounds__(Shape::threads, sum_blocks_each<Shape>)
+    gated_norm_backward_kernel(const __grid_constant__ Inputs<T, cuda> in, const accumulate_t<T>* mean_in,
+                               const accumulate_t<T>* rstd_in,
                                const __grid_constant__ OutputGradients<T, cuda> upstream,
                                const __grid_constant__ GradientViews<T, cuda> gradients,
                                const __grid_constant__ LineSums<accumulate_t<T>, Sums> sums, int size, int groups,
                                bool norm_before_gate) {
   using A = accumulate_t<T>;
-  constexpr int Unit = Shape::Unit, Vectors = Shape::Vectors;
+  constexpr int Unit = Shape::Unit, Vectors = Shape::Vectors, Means = Centred ? 2 : 1;
   const Index length = in.x.extent(1), rows = in.x.extent(0) * length;
-  const bool has_z = bool(in.z);
+  const bool has_z = bool(in.z), several = Shape::cut(size);
   const A per_channel = A(1) / static_cast<A>(size);
   const int group = static_cast<int>(blockIdx.x % static_cast<unsigned>(groups)), begin = group * size;
   const Index line = blockIdx.x / static_cast<unsigned>(groups), lines = gridDim.x / static_cast<unsigned>(groups);
-  RowSums<Shape, A, Centred ? 2 : 1> over_group;
-  ColumnLines<Shape, A, Sums> columns(sums, line * groups * size + begin, size);
-  const A* const weights = in.weight.data() + begin;
-
   extern __shared__ __align__(16) unsigned char shared[];
   unsigned char* free = shared;
   const RowQueue<Shape, T, stages> queue_x(free, true), queue_d(free, true), queue_z(free, has_z);
-  const Index stride = lines * Shape::rows;
-  const auto fetch = [&](Index row, int stage) {
-    if (row < rows) {
-      const RowPosition at(row, length);
-      queue_x.fetch(stage, at.of(in.x) + begin, size);
-      queue_d.fetch(stage, at.of(upstream.dout) + begin, size);
-      if (has_z) queue_z.fetch(stage, at.of(in.z) + begin, size);
-    }
-    mma::commit_copies();
-  };
-  Index row = line * Shape::rows + Shape::group();
-  for (int stage = 0; stage + 1 < stages; ++stage) fetch(row + stage * stride, stage);
+  RowSums<Shape, A, Means> over_group;
+  cuda_runtime::let_next_kernel_begin();
+  cuda_runtime::wait_for_earlier_kernels();
+  ColumnLines<Shape, A, Sums> columns(sums, line * groups * size + begin, size);
+  const RowParameter<Shape, A> weights(in.weight.data() + begin, size);
+  RowNumber<Shape, A> rstds(rstd_in + group, groups, line, lines, rows),
+      means(Centred ? mean_in + group : nullptr, groups, line, lines, rows);
 
-  int stage = 0;
-  for (Index first = line * Shape::rows; first < rows; first += stride, row += stride) {
-    const int count = row < rows ? size : 0;  // a row that is not there has no channels
-    const RowPosition at(row < rows ? row : 0, length);
+  const auto fetch = [&](Index row, int stage) {
+    const RowPosition at(row, length);
+    queue_x.fetch(stage, at.of(in.x) + begin, size);
+    queue_d.fetch(stage, at.of(upstream.dout) + begin, size);
+    if (has_z) queue_z.fetch(stage, at.of(in.z) + begin, size);
+  };
+  for_rows<Shape, stages>(line, lines, rows, fetch, [&](Index row, bool there, int stage) {
+    const int count = there ? size : 0;  // a row that is not there has no channels
+    const RowPosition at(there ? row : 0, length);
     const T* const x = at.of(in.x) + begin;
     const T* const z = has_z ? at.of(in.z) + begin : nullptr;
     const T* const dout = at.of(upstream.dout) + begin;
-    const A rstd = rstd_in(at.batch, at.token, group), mean = Centred ? mean_in(at.batch, at.token, group) : A(0);
-    // What follows from x, z and dout is computed twice: that is cheaper than the registers to keep it.
-    using Stored = StoredUnit<T, Unit>;
-    struct Values {
-      A s, h, dy;  // sigmoid(z), normalised, dL/d(output of the norm)
-    };
-    const auto values_at = [&](const Stored& xs, const Stored& zs, const Stored& ds, int i) {
-      Values result{A(1), xs[i], ds[i]};
-      if (has_z) {
-        result.s = sigmoid_for<T>(zs[i]);
-        (norm_before_gate ? result.dy : result.h) *= zs[i] * result.s;
-      }
-      result.h = (result.h - mean) * rstd;
-      return result;
-    };
-    const auto for_units = [&](auto&& work) {
-      for (int tile = 0; tile < Shape::tiles(size); ++tile)
+    const A rstd = rstds.next(row), mean = Centred ? means.next(row) : A(0);
+    StoredUnit<T, Unit> xs[Vectors], zs[Vectors], ds[Vectors];
+    A s[Vectors][Unit], h[Vectors][Unit], dy[Vectors][Unit];  // sigmoid(z), normalised, dL/d(output of the norm)
+    const auto load = [&](int tile) {
 #pragma unroll
-        for (int v = 0; v < Vectors; ++v) {
-          const int c = Shape::channel(tile, v);
-          if (c >= count) continue;
-          Stored zs;
-          if (has_z) zs = queue_z.unit(stage, v, z, c);
-          work(v, c, queue_x.unit(stage, v, x, c), zs, queue_d.unit(stage, v, dout, c));
+      for (int v = 0; v < Vectors; ++v) {
+        const int c = Shape::channel(tile, v);
+        queue_x.unit(c < count, stage, v, x, c, xs[v]);
+        queue_d.unit(c < count, stage, v, dout, c, ds[v]);
+        if (has_z) queue_z.unit(c < count, stage, v, z, c, zs[v]);
+#pragma unroll
+        for (int i = 0; i < Unit; ++i) {
+          s[v][i] = has_z ? sigmoid_for<T>(zs[v][i]) : A(1);
+          const A gate = has_z ? zs[v][i] * s[v][i] : A(1);
+          dy[v][i] = norm_before_gate ? ds[v][i] * gate : ds[v][i];
+          h[v][i] = ((norm_before_gate ? xs[v][i] : xs[v][i] * gate) - mean) * rstd;
         }
+      }
     };
 
-    mma::wait_for_copies<stages - 2>();
-    fetch(row + (stages - 1) * stride, stage == 0 ? stages - 1 : stage - 1);
-    A means[Centred ? 2 : 1] = {};  // of g h, and of g, with g = weight dy
-    for_units([&](int v, int c, const Stored& xs, const Stored& zs, const Stored& ds) {
-      A weight[Unit], dy[Unit];
-      load_unit(weights + c, weight);
+    A sum[Means] = {};  // of g h, and of g, with g = weight dy
+    for (int tile = 0; tile < Shape::tiles(size); ++tile) {
+      load(tile);
 #pragma unroll
-      for (int i = 0; i < Unit; ++i) {
-        const Values at_channel = values_at(xs, zs, ds, i);
-        dy[i] = at_channel.dy;
-        const A product = dy[i] * at_channel.h;
-        means[0] += weight[i] * product;
-        if constexpr (Centred) means[1] += weight[i] * dy[i];
-        weight[i] = product;
+      for (int v = 0; v < Vectors; ++v) {
+        const int c = Shape::channel(tile, v);
+        A weight[Unit], product[Unit];
+        weights.unit(c < count, v, c, weight);
+#pragma unroll
+        for (int i = 0; i < Unit; ++i) {
+          product[i] = dy[v][i] * h[v][i];
+          sum[0] += weight[i] * product[i];
+          if constexpr (Centred) sum[1] += weight[i] * dy[v][i];
+        }
+        columns.add(0, v, c, c < count, product);
+        if constexpr (Sums > 1) columns.add(1, v, c, c < count, dy[v]);
       }
-      columns.add(0, v, c, weight);
-      if constexpr (Sums > 1) columns.add(1, v, c, dy);
-    });
-    over_group(means);
-    const A gh_mean = means[0] * per_channel, g_mean = Centred ? means[Centred ? 1 : 0] * per_channel : A(0);
+    }
+    over_group(sum);
+    const A gh_mean = sum[0] * per_channel, g_mean = Centred ? sum[Means - 1] * per_channel : A(0);
 
     T* const dx = gradients.dx ? at.of(gradients.dx) + begin : nullptr;
     T* const dz = gradients.dz ? at.of(gradients.dz) + begin : nullptr;
     T* const out = gradients.out ? at.of(gradients.out) + begin : nullptr;
-    for_units([&](int, int c, const Stored& xs, const Stored& zs, const Stored& ds) {
-      A weight[Unit], y[Unit], to_x[Unit], to_z[Unit];
-      load_unit(weights + c, weight);
+    for (int tile = 0; tile < Shape::tiles(size); ++tile) {
+      if (several) load(tile);
 #pragma unroll
-      for (int i = 0; i < Unit; ++i) y[i] = 0;
-      if (in.bias) load_unit(in.bias.data() + begin + c, y);
+      for (int v = 0; v < Vectors; ++v) {
+        const int c = Shape::channel(tile, v);
+        if (c >= count) continue;
+        A weight[Unit], y[Unit], to_x[Unit], to_z[Unit];
+        weights.unit(true, v, c, weight);
 #pragma unroll
-      for (int i = 0; i < Unit; ++i) {
-        const Values at_channel = values_at(xs, zs, ds, i);
-        const A s = at_channel.s, h = at_channel.h;
-        to_x[i] = rstd * (weight[i] * at_channel.dy - g_mean - h * gh_mean);
-        y[i] += h * weight[i];
-        if (!has_z) continue;
-        const A gate = zs[i], slope = s * (A(1) + gate * (A(1) - s));  // silu'(z)
-        if (norm_before_gate) {
-          to_z[i] = ds[i] * y[i] * slope;
-          y[i] *= gate * s;
-        } else {
-          to_z[i] = to_x[i] * xs[i] * slope;
-          to_x[i] *= gate * s;
+        for (int i = 0; i < Unit; ++i) y[i] = 0;
+        if (in.bias) load_unit(in.bias.data() + begin + c, y);
+#pragma unroll
+        for (int i = 0; i < Unit; ++i) {
+          to_x[i] = rstd * (weight[i] * dy[v][i] - g_mean - h[v][i] * gh_mean);
+          y[i] += h[v][i] * weight[i];
+          if (!has_z) continue;
+          const A gate = zs[v][i], slope = s[v][i] * (A(1) + gate * (A(1) - s[v][i]));  // silu'(z)
+          if (norm_before_gate) {
+            to_z[i] = ds[v][i] * y[i] * slope;
+            y[i] *= gate * s[v][i];
+          } else {
+            to_z[i] = to_x[i] * xs[v][i] * slope;
+            to_x[i] *= gate * s[v][i];
+          }
         }
+        if (dz != nullptr) store_unit(dz + c, to_z);
+        if (dx != nullptr) store_unit(dx + c, to_x);
+        if (out != nullptr) store_unit(out + c, y);
       }
-      if (dz != nullptr) store_unit(dz + c, to_z);
-      if (dx != nullptr) store_unit(dx + c, to_x);
-      if (out != nullptr) store_unit(out + c, y);
-    });
-    stage = stage + 1 == stages ? 0 : stage + 1;
-  }
-  cuda_runtime::let_next_kernel_begin();
-  columns.finish();
+    }
+  });
+  columns.finish(shared);
 }
 
 // Launchers
 // -----------------------------------------------------------------------------------------------------------
 
-/// Both gated norms. `mean` is absent in gated_rms_norm.
+/// Both gated norms. `mean` is absent in gated_rms_norm; it and `rstd` are dense.
 template <bool Centred, class T>
 void launch_backward(const Inputs<T, cuda>& in, const Options& options,
                      const View<const accumulate_t<T>, 3, cuda>& mean, const View<const accumulate_t<T>, 3, cuda>& rstd,
@@ -152,8 +147,7 @@ void launch_backward(const Inputs<T, cuda>& in, const Options& options,
   const Index channels = in.x.extent(2), rows = in.x.extent(0) * in.x.extent(1);
   if (channels == 0) return;
   const Index size = group_size(channels, options), groups = channels / size;
-  const auto stream = cuda_runtime::current_stream();
-  const cuda_runtime::DeviceScope scope(stream.device);
+  const cuda_runtime::DeviceScope scope(cuda_runtime::current_stream().device);
   const bool aligned =
       all_rows_aligned(in.x, in.weight, in.z, upstream.dout, gradients.dx, gradients.dz, in.bias, gradients.out);
   const auto mark = workspace.mark();
@@ -163,34 +157,31 @@ void launch_backward(const Inputs<T, cuda>& in, const Options& options,
   auto from = in;
   auto up = upstream;
   auto target = gradients;
-  auto mean_rows = mean, rstd_rows = rstd;
-  flatten_rows(rows, from.x, from.z, up.dout, target.dx, target.dz, target.out, mean_rows, rstd_rows);
+  flatten_rows(rows, from.x, from.z, up.dout, target.dx, target.dz, target.out);
   Index lines = 0;
   const auto launch = [&]<int Sums>(std::integral_constant<int, Sums>, auto shape) {
     using Shape = decltype(shape);
-    lines = sum_blocks<Shape>(rows, resident_sum_blocks);
+    lines = sum_blocks<Shape>(rows);
     if (lines == 0) return;
     // All groups share the blocks, but every group has one.
-    if (lines * groups > resident_sum_blocks) lines = groups < resident_sum_blocks ? resident_sum_blocks / groups : 1;
+    constexpr Index most = most_sum_blocks<Shape>;
+    if (lines * groups > most) lines = groups < most ? most / groups : 1;
     LineSums<A, Sums> wanted;
     for (int k = 0; k < Sums; ++k) {
       wanted.lines[k] = sums.lines[k];
       wanted.to[k] = sums.to[k];
     }
-    const int bytes = (in.z ? 3 : 2) * RowQueue<Shape, T, stages>::bytes;
-    const auto kernel = gated_norm_backward_kernel<Centred, Sums, Shape, T>;
-    cuda_runtime::check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
-                        "cudaFuncSetAttribute");
-    kernel<<<static_cast<unsigned>(lines * groups), Shape::threads, static_cast<std::size_t>(bytes), stream.handle>>>(
-        from, mean_rows, rstd_rows, up, target, wanted, static_cast<int>(size), static_cast<int>(groups),
-        options.norm_before_gate || !in.z);
-    cuda_runtime::check_launch("gated_norm_backward_kernel");
+    const int bytes = std::max((in.z ? 3 : 2) * RowQueue<Shape, T, stages>::bytes, ColumnLines<Shape, A, Sums>::bytes);
+    launch_rows("gated_norm_backward_kernel", gated_norm_backward_kernel<Centred, Sums, Shape, T>, lines * groups,
+                Shape::threads, bytes, from, mean.data(), rstd.data(), up, target, wanted, static_cast<int>(size),
+                static_cast<int>(groups), options.norm_before_gate || !in.z);
   };
   // What a model needs goes through vectors of 16 bytes; a bias, which official models do not have, does not.
   if (gradients.dbias)
     launch(std::integral_constant<int, 2>{}, RowShape<1, 256, 1, true>{});
   else
-    with_row_shape<T, 4>(size, aligned, [&](auto shape) { launch(std::integral_constant<int, 1>{}, shape); });
+    with_row_shape<pack_size<T>, 1>(size, aligned,
+                                    [&](auto shape) { launch(std::integral_constant<int, 1>{}, shape); });
   launch_line_sums(sums, lines, channels, mode);
   workspace.reset(mark);
 }

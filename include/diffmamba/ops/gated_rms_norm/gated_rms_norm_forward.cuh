@@ -11,75 +11,49 @@ namespace detail {
 
 using namespace diffmamba::detail;
 
-/// Rows of a block in shared memory: the present one and the next.
-inline constexpr int stages = 2;
-
 // CUDA kernels
 // --------------------------------------------------------------------------------------------------------
 
 template <bool Centred, class Shape, class T>
-__global__ void __launch_bounds__(Shape::threads)
+__global__ void __launch_bounds__(Shape::threads, 1024 / Shape::threads)
     gated_norm_forward_kernel(const __grid_constant__ Inputs<T, cuda> in,
-                              const __grid_constant__ OutputViews<T, cuda> to,
-                              const __grid_constant__ View<accumulate_t<T>, 3, cuda> mean_out,
-                              const __grid_constant__ View<accumulate_t<T>, 3, cuda> rstd_out, int size, int groups,
-                              double eps_given, bool norm_before_gate) {
+                              const __grid_constant__ OutputViews<T, cuda> to, accumulate_t<T>* mean_out,
+                              accumulate_t<T>* rstd_out, int size, int groups, double eps_given,
+                              bool norm_before_gate) {
   using A = accumulate_t<T>;
   constexpr int Unit = Shape::Unit, Vectors = Shape::Vectors;
   const Index length = in.x.extent(1), items = in.x.extent(0) * length * groups;
-  const bool several = Shape::cut(size);
-  const bool gate_first = in.z && !norm_before_gate, gate_last = in.z && norm_before_gate;
+  const bool several = Shape::cut(size), has_z = bool(in.z);
+  const bool gate_first = has_z && !norm_before_gate, gate_last = has_z && norm_before_gate;
   const A per_channel = A(1) / static_cast<A>(size);
   RowSums<Shape, A, 1> over_group;
   cuda_runtime::let_next_kernel_begin();
   cuda_runtime::wait_for_earlier_kernels();
 
-  extern __shared__ __align__(16) unsigned char shared[];
-  unsigned char* free = shared;
-  const RowQueue<Shape, T, stages> queue_x(free, true), queue_z(free, bool(in.z));
-  const Index stride = Index{gridDim.x} * Shape::rows;
-  const auto fetch = [&](Index item, int stage) {
-    if (item < items) {
-      const RowPosition of_row(item, groups);
-      const RowPosition at(of_row.batch, length);
-      const Index begin = of_row.token * size;
-      queue_x.fetch(stage, at.of(in.x) + begin, size);
-      if (in.z) queue_z.fetch(stage, at.of(in.z) + begin, size);
-    }
-    mma::commit_copies();
-  };
-  Index item = Index{blockIdx.x} * Shape::rows + Shape::group();
-  for (int stage = 0; stage + 1 < stages; ++stage) fetch(item + stage * stride, stage);
-
-  int stage = 0;
-  for (Index first = Index{blockIdx.x} * Shape::rows; first < items; first += stride, item += stride) {
+  for (Index first = Index{blockIdx.x} * Shape::rows; first < items; first += Index{gridDim.x} * Shape::rows) {
+    const Index item = first + Shape::group();
     const bool there = item < items;
     const int count = there ? size : 0;  // a group that is not there has no channels
     const RowPosition of_row(there ? item : 0, groups);
     const RowPosition at(of_row.batch, length);
     const int begin = static_cast<int>(of_row.token) * size;
     const T* const x = at.of(in.x) + begin;
-    const T* const z = in.z ? at.of(in.z) + begin : nullptr;
+    const T* const z = has_z ? at.of(in.z) + begin : nullptr;
     A u[Vectors][Unit];  // what is normalised: x, or x silu(z)
+    StoredRow<Shape, T> zs;
     const auto load = [&](int tile) {
+      StoredRow<Shape, T> xs;
+      xs.load(x, count, tile);
+      if (has_z) zs.load(z, count, tile);
 #pragma unroll
-      for (int v = 0; v < Vectors; ++v) {
-        const int c = Shape::channel(tile, v);
+      for (int v = 0; v < Vectors; ++v)
 #pragma unroll
-        for (int i = 0; i < Unit; ++i) u[v][i] = 0;
-        if (c >= count) continue;
-        const auto xs = queue_x.unit(stage, v, x, c);
-#pragma unroll
-        for (int i = 0; i < Unit; ++i) u[v][i] = xs[i];
-        if (!gate_first) continue;
-        const auto gate = queue_z.unit(stage, v, z, c);
-#pragma unroll
-        for (int i = 0; i < Unit; ++i) u[v][i] *= gate[i] * sigmoid_for<T>(gate[i]);
-      }
+        for (int i = 0; i < Unit; ++i) {
+          u[v][i] = xs(v, i);
+          if (gate_first) u[v][i] *= zs(v, i) * sigmoid_for<T>(zs(v, i));
+        }
     };
 
-    mma::wait_for_copies<stages - 2>();
-    fetch(item + (stages - 1) * stride, stage == 0 ? stages - 1 : stage - 1);
     A sum[1] = {0};
     for (int tile = 0; tile < Shape::tiles(size); ++tile) {
       load(tile);
@@ -121,18 +95,15 @@ __global__ void __launch_bounds__(Shape::threads)
 #pragma unroll
           for (int i = 0; i < Unit; ++i) u[v][i] += parameter[i];
         }
-        if (gate_last) {
-          const auto gate = queue_z.unit(stage, v, z, c);
+        if (gate_last)
 #pragma unroll
-          for (int i = 0; i < Unit; ++i) u[v][i] *= gate[i] * sigmoid_for<T>(gate[i]);
-        }
+          for (int i = 0; i < Unit; ++i) u[v][i] *= zs(v, i) * sigmoid_for<T>(zs(v, i));
         store_unit(out + c, u[v]);
       }
     }
-    stage = stage + 1 == stages ? 0 : stage + 1;
     if (there && Shape::lane() == 0) {
-      if (mean_out) mean_out(at.batch, at.token, of_row.token) = mean;
-      if (rstd_out) rstd_out(at.batch, at.token, of_row.token) = rstd;
+      if (mean_out != nullptr) mean_out[item] = mean;
+      if (rstd_out != nullptr) rstd_out[item] = rstd;
     }
   }
 }
@@ -140,7 +111,7 @@ __global__ void __launch_bounds__(Shape::threads)
 // Launchers
 // -----------------------------------------------------------------------------------------------------------
 
-/// Both gated norms. `mean` and `rstd` are written where they are given.
+/// Both gated norms. `mean` and `rstd`, dense, are written where they are given.
 template <bool Centred, class T>
 void launch_forward(const Inputs<T, cuda>& in, const Options& options, const OutputViews<T, cuda>& to,
                     const View<accumulate_t<T>, 3, cuda>& mean, const View<accumulate_t<T>, 3, cuda>& rstd) {
@@ -150,15 +121,13 @@ void launch_forward(const Inputs<T, cuda>& in, const Options& options, const Out
   const cuda_runtime::DeviceScope scope(cuda_runtime::current_stream().device);
   auto from = in;
   auto target = to;
-  auto mean_rows = mean, rstd_rows = rstd;
-  flatten_rows(items / groups, from.x, from.z, target.out, mean_rows, rstd_rows);
+  flatten_rows(items / groups, from.x, from.z, target.out);
   const bool aligned = all_rows_aligned(in.x, in.weight, in.z, in.bias, to.out);
-  with_row_shape<T, 4>(size, aligned, [&](auto shape) {
+  with_row_shape<pack_size<T>, 2, 64>(size, aligned, [&](auto shape) {
     using Shape = decltype(shape);
-    const int bytes = (in.z ? 2 : 1) * RowQueue<Shape, T, stages>::bytes;
-    launch_resident(gated_norm_forward_kernel<Centred, Shape, T>, "gated_norm_forward_kernel",
-                    (items + Shape::rows - 1) / Shape::rows, Shape::threads, bytes, from, target, mean_rows, rstd_rows,
-                    static_cast<int>(size), static_cast<int>(groups), options.eps, options.norm_before_gate);
+    launch_rows("gated_norm_forward_kernel", gated_norm_forward_kernel<Centred, Shape, T>,
+                cuda_runtime::blocks_for(items, Shape::rows), Shape::threads, 0, from, target, mean.data(), rstd.data(),
+                static_cast<int>(size), static_cast<int>(groups), options.eps, options.norm_before_gate);
   });
 }
 

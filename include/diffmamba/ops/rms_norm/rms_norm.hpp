@@ -82,13 +82,15 @@ struct Gradients {
 };
 
 /// Where backward writes; absent ones are not computed. Without rowscale dx, dx1 and dresidual are the same numbers:
-/// take one. dresidual may be the memory of dresidual_out. `mode` of backward concerns weights and biases.
+/// take one. dresidual may be the memory of dresidual_out. `mode` of backward concerns weights and biases. out becomes
+/// what forward wrote there, for whoever did not keep it.
 template <class T, Device DeviceType = cpu>
 struct GradientViews {
   View<T, 3, DeviceType> dx = {}, dx1 = {};
   View<accumulate_t<T>, 3, DeviceType> dresidual = {};
   View<accumulate_t<T>, 1, DeviceType> dweight = {}, dbias = {}, dweight1 = {}, dbias1 = {};
   View<accumulate_t<T>, 2, DeviceType> drowscale = {};
+  View<T, 3, DeviceType> out = {};
 };
 
 /// Throws Error, naming the argument and both shapes. `op` is the norm's name, rms_norm or layer_norm.
@@ -138,6 +140,7 @@ void check(const Inputs<T, DeviceType>& in, const Options& options, const Output
   require_operand(op, "dbias1", gradients.dbias1, channels);
   require(in.rowscale || !gradients.drowscale, op, ": drowscale is asked for without rowscale");
   if (gradients.drowscale) require_shape(op, "drowscale", gradients.drowscale, Extents{shape[0], shape[1]});
+  require_operand(op, "out", gradients.out, shape);
 }
 
 // rms_norm_forward.hpp

@@ -39,7 +39,7 @@ void add_norm_backward(const Inputs<T>& in, const Options& options, const View<c
   const Index tile_rows = rows_per_tile(rows), tiles = gradient_tiles(in);
   const A per_channel = channels > 0 ? A(1) / static_cast<A>(channels) : A(0);
   const A scale = static_cast<A>(options.scale);
-  const bool to_stream = gradients.dx || gradients.dx1 || gradients.dresidual || gradients.drowscale;
+  const bool to_stream = gradients.dx || gradients.dx1 || gradients.dresidual || gradients.drowscale || gradients.out;
   require(in.x || upstream.residual_out || in.x.size() == 0, "norm: x has no memory and residual_out is not given");
   require(in.x || !gradients.drowscale, "norm: drowscale needs the values of x");
 
@@ -100,9 +100,11 @@ void add_norm_backward(const Inputs<T>& in, const Options& options, const View<c
       T* const dx = gradients.dx ? row_pointer(gradients.dx, row) : nullptr;
       T* const dx1 = gradients.dx1 ? row_pointer(gradients.dx1, row) : nullptr;
       A* const dresidual = gradients.dresidual ? row_pointer(gradients.dresidual, row) : nullptr;
+      T* const out = gradients.out ? row_pointer(gradients.out, row) : nullptr;
       ChannelLanes<A> x_sums = ChannelLanes<A>::Zero();
       for_blocks<A>(channels, [&](Index c, auto block) {
         const ChannelLanes<A> h = normalised(c, block), g = upstream_of_normalised(c, block);
+        if (out) block.store(out + c, ChannelLanes<A>(scale * affine<A>(c, block, h, in.weight, in.bias)));
         ChannelLanes<A> dr = rstd * (g - g_mean - h * gh_mean);
         if (dr_out) dr += block.load(dr_out + c);
         if (gradients.drowscale) x_sums += dr * block.load(stream.x + c);

@@ -11,9 +11,6 @@ namespace detail {
 
 using namespace diffmamba::detail;
 
-/// Rows of a block in shared memory: the present one and the next two.
-inline constexpr int stages = 3;
-
 /// The addends of the residual stream in one row.
 template <class Shape, class T>
 struct GpuStreamRow {
@@ -47,12 +44,30 @@ struct GpuStreamRow {
   }
 };
 
+/// scale * (normalised weight + bias) from channel c on.
+template <int Unit, class A, class T>
+__device__ inline void store_normalised(const A (&normalised)[Unit], A scale, const A* weights, const A* biases, int c,
+                                        T* to) {
+  A y[Unit], parameter[Unit];
+  load_unit(weights + c, parameter);
+#pragma unroll
+  for (int i = 0; i < Unit; ++i) y[i] = normalised[i] * parameter[i];
+  if (biases != nullptr) {
+    load_unit(biases + c, parameter);
+#pragma unroll
+    for (int i = 0; i < Unit; ++i) y[i] += parameter[i];
+  }
+#pragma unroll
+  for (int i = 0; i < Unit; ++i) y[i] *= scale;
+  store_unit(to + c, y);
+}
+
 // CUDA kernels
 // --------------------------------------------------------------------------------------------------------
 
-/// x alone, without a residual stream: rows pass through shared memory.
+/// x alone, without a residual stream.
 template <bool Centred, class Shape, class T>
-__global__ void __launch_bounds__(Shape::threads)
+__global__ void __launch_bounds__(Shape::threads, 768 / Shape::threads)
     norm_forward_kernel(const __grid_constant__ View<const T, 3, cuda> x_rows,
                         const __grid_constant__ View<T, 3, cuda> out_rows, const accumulate_t<T>* weights,
                         const accumulate_t<T>* biases, accumulate_t<T>* mean_out, accumulate_t<T>* rstd_out,
@@ -61,77 +76,66 @@ __global__ void __launch_bounds__(Shape::threads)
   constexpr int Unit = Shape::Unit, Vectors = Shape::Vectors;
   const Index length = x_rows.extent(1), rows = x_rows.extent(0) * length;
   const int channels = static_cast<int>(x_rows.extent(2));
+  const bool several = Shape::cut(channels);
   const A per_channel = A(1) / static_cast<A>(channels), eps = static_cast<A>(eps_given);
   const A scale = static_cast<A>(scale_given);
   RowSums<Shape, A, 1> over_row;
   cuda_runtime::let_next_kernel_begin();
   cuda_runtime::wait_for_earlier_kernels();
-  extern __shared__ __align__(16) unsigned char shared[];
-  unsigned char* free = shared;
-  const RowQueue<Shape, T, stages> queue(free, true);
-  const Index stride = Index{gridDim.x} * Shape::rows;
-  const auto fetch = [&](Index row, int stage) {
-    if (row < rows) queue.fetch(stage, RowPosition(row, length).of(x_rows), channels);
-    mma::commit_copies();
-  };
-  Index row = Index{blockIdx.x} * Shape::rows + Shape::group();
-  for (int stage = 0; stage + 1 < stages; ++stage) fetch(row + stage * stride, stage);
 
-  int stage = 0;
-  for (Index first = Index{blockIdx.x} * Shape::rows; first < rows; first += stride, row += stride) {
-    const int count = row < rows ? channels : 0;  // a row that is not there has no channels
-    const RowPosition at(row < rows ? row : 0, length);
+  for (Index first = Index{blockIdx.x} * Shape::rows; first < rows; first += Index{gridDim.x} * Shape::rows) {
+    const Index row = first + Shape::group();
+    const bool there = row < rows;
+    const int count = there ? channels : 0;  // a row that is not there has no channels
+    const RowPosition at(there ? row : 0, length);
     const T* const x = at.of(x_rows);
-    mma::wait_for_copies<stages - 2>();
-    fetch(row + (stages - 1) * stride, stage == 0 ? stages - 1 : stage - 1);
-    const auto for_units = [&](auto&& work) {
-      for (int tile = 0; tile < Shape::tiles(channels); ++tile)
-#pragma unroll
-        for (int v = 0; v < Vectors; ++v) {
-          const int c = Shape::channel(tile, v);
-          if (c < count) work(c, queue.unit(stage, v, x, c));
-        }
-    };
+    StoredRow<Shape, T> xs;
     A sum[1] = {0};
-    for_units([&](int, const auto& unit) {
+    for (int tile = 0; tile < Shape::tiles(channels); ++tile) {
+      xs.load(x, count, tile);
 #pragma unroll
-      for (int i = 0; i < Unit; ++i) sum[0] += Centred ? unit[i] : unit[i] * unit[i];
-    });
+      for (int v = 0; v < Vectors; ++v)
+#pragma unroll
+        for (int i = 0; i < Unit; ++i) sum[0] += Centred ? xs(v, i) : xs(v, i) * xs(v, i);
+    }
     over_row(sum);
     A mean = 0;
     if constexpr (Centred) {
       mean = sum[0] * per_channel;
       sum[0] = 0;
-      for_units([&](int, const auto& unit) {
+      for (int tile = 0; tile < Shape::tiles(channels); ++tile) {
+        if (several) xs.load(x, count, tile);
 #pragma unroll
-        for (int i = 0; i < Unit; ++i) sum[0] += (unit[i] - mean) * (unit[i] - mean);
-      });
+        for (int v = 0; v < Vectors; ++v)
+          if (Shape::channel(tile, v) < count)
+#pragma unroll
+            for (int i = 0; i < Unit; ++i) sum[0] += (xs(v, i) - mean) * (xs(v, i) - mean);
+      }
       over_row(sum);
     }
-    const A rstd = rsqrt(sum[0] * per_channel + eps), factor = scale * rstd;
+    const A rstd = rsqrt(sum[0] * per_channel + eps);
     T* const out = at.of(out_rows);
-    for_units([&](int c, const auto& unit) {
-      A y[Unit], weight[Unit];
-      load_unit(weights + c, weight);
+    for (int tile = 0; tile < Shape::tiles(channels); ++tile) {
+      if (several) xs.load(x, count, tile);
 #pragma unroll
-      for (int i = 0; i < Unit; ++i) y[i] = (unit[i] - mean) * factor * weight[i];
-      if (biases != nullptr) {
-        load_unit(biases + c, weight);
+      for (int v = 0; v < Vectors; ++v) {
+        const int c = Shape::channel(tile, v);
+        if (c >= count) continue;
+        A h[Unit];
 #pragma unroll
-        for (int i = 0; i < Unit; ++i) y[i] += scale * weight[i];
+        for (int i = 0; i < Unit; ++i) h[i] = (xs(v, i) - mean) * rstd;
+        store_normalised(h, scale, weights, biases, c, out);
       }
-      store_unit(out + c, y);
-    });
-    if (count > 0 && Shape::lane() == 0) {
+    }
+    if (there && Shape::lane() == 0) {
       if (mean_out != nullptr) mean_out[row] = mean;
       if (rstd_out != nullptr) rstd_out[row] = rstd;
     }
-    stage = stage + 1 == stages ? 0 : stage + 1;
   }
 }
 
 template <bool Centred, class Shape, class T>
-__global__ void __launch_bounds__(Shape::threads, 1024 / Shape::threads)
+__global__ void __launch_bounds__(Shape::threads, (Shape::Long ? 512 : 1024) / Shape::threads)
     add_norm_forward_kernel(const __grid_constant__ Inputs<T, cuda> in, const __grid_constant__ OutputViews<T, cuda> to,
                             const __grid_constant__ View<accumulate_t<T>, 2, cuda> mean_out,
                             const __grid_constant__ View<accumulate_t<T>, 2, cuda> rstd_out, double eps_given,
@@ -191,22 +195,10 @@ __global__ void __launch_bounds__(Shape::threads, 1024 / Shape::threads)
       const int c = Shape::channel(tile, 0);
       if (several) load_again(c);
       if (c >= count) continue;
-      const auto write = [&](const A* weights, const A* biases, T* target) {
-        A y[Unit], parameter[Unit];
-        load_unit(weights + c, parameter);
 #pragma unroll
-        for (int i = 0; i < Unit; ++i) y[i] = (r[i] - mean) * rstd * parameter[i];
-        if (biases != nullptr) {
-          load_unit(biases + c, parameter);
-#pragma unroll
-          for (int i = 0; i < Unit; ++i) y[i] += parameter[i];
-        }
-#pragma unroll
-        for (int i = 0; i < Unit; ++i) y[i] *= scale;
-        store_unit(target + c, y);
-      };
-      write(in.weight.data(), in.bias.data(), out);
-      if (out1 != nullptr) write(in.weight1.data(), in.bias1.data(), out1);
+      for (int i = 0; i < Unit; ++i) r[i] = (r[i] - mean) * rstd;
+      store_normalised(r, scale, in.weight.data(), in.bias.data(), c, out);
+      if (out1 != nullptr) store_normalised(r, scale, in.weight1.data(), in.bias1.data(), c, out1);
     }
     if (row < rows && Shape::lane() == 0) {
       if (mean_out) *at.of(mean_out) = mean;
@@ -233,17 +225,17 @@ void launch_forward(const Inputs<T, cuda>& in, const Options& options, const Out
   const bool aligned = all_rows_aligned(in.x, in.weight, in.bias, in.residual, in.x1, in.weight1, in.bias1, to.out,
                                         to.out1, to.residual_out);
   if (!in.residual && !in.x1 && !in.weight1 && !in.rowscale && !to.residual_out) {
-    with_row_shape<T, 4>(in.x.extent(2), aligned, [&](auto shape) {
+    with_row_shape<pack_size<T>, 4, 128>(in.x.extent(2), aligned, [&](auto shape) {
       using Shape = decltype(shape);
-      launch_resident(norm_forward_kernel<Centred, Shape, T>, "norm_forward_kernel",
-                      (rows + Shape::rows - 1) / Shape::rows, Shape::threads, RowQueue<Shape, T, stages>::bytes,
-                      View<const T, 3, cuda>(from.x), View<T, 3, cuda>(target.out), in.weight.data(), in.bias.data(),
-                      mean.data(), rstd.data(), options.eps, options.scale);
+      launch_rows("norm_forward_kernel", norm_forward_kernel<Centred, Shape, T>,
+                  cuda_runtime::blocks_for(rows, Shape::rows), Shape::threads, 0, View<const T, 3, cuda>(from.x),
+                  View<T, 3, cuda>(target.out), in.weight.data(), in.bias.data(), mean.data(), rstd.data(), options.eps,
+                  options.scale);
     });
   } else {
-    with_row_shape<T, 1>(in.x.extent(2), aligned, [&](auto shape) {
+    with_row_shape<pack_size<T>, 1>(in.x.extent(2), aligned, [&](auto shape) {
       using Shape = decltype(shape);
-      launch_rows(add_norm_forward_kernel<Centred, Shape, T>, "add_norm_forward_kernel",
+      launch_rows("add_norm_forward_kernel", add_norm_forward_kernel<Centred, Shape, T>,
                   cuda_runtime::blocks_for(rows, Shape::rows), Shape::threads, 0, from, target, mean_rows, rstd_rows,
                   options.eps, options.scale);
     });

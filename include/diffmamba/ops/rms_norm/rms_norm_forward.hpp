@@ -39,6 +39,15 @@ struct StreamRow {
   }
 };
 
+/// normalised weight + bias, of which the latter may be absent.
+template <class A, class Block>
+ChannelLanes<A> affine(Index c, Block block, const ChannelLanes<A>& normalised, const View<const A, 1>& weight,
+                       const View<const A, 1>& bias) {
+  ChannelLanes<A> y = normalised * block.load(weight.data() + c);
+  if (bias) y += block.load(bias.data() + c);
+  return y;
+}
+
 /// Both norms. `mean` and `rstd` are written where they are given.
 template <bool Centred, class T>
 void add_norm_forward(const Inputs<T>& in, const Options& options, const OutputViews<T>& outputs,
@@ -48,13 +57,6 @@ void add_norm_forward(const Inputs<T>& in, const Options& options, const OutputV
   const A per_channel = channels > 0 ? A(1) / static_cast<A>(channels) : A(0);
   const A eps = static_cast<A>(options.eps), scale = static_cast<A>(options.scale);
   const Index tile_rows = std::max<Index>(1, (Index{1} << 14) / std::max<Index>(1, channels));
-
-  const auto affine = [&](Index c, auto block, const ChannelLanes<A>& normalised, const auto& weight,
-                          const auto& bias) {
-    ChannelLanes<A> y = normalised * block.load(weight.data() + c);
-    if (bias) y += block.load(bias.data() + c);
-    return y;
-  };
 
   parallel_for(tiles_of(rows, tile_rows), [&](Index tile) {
     for (Index row = tile * tile_rows; row < std::min(rows, (tile + 1) * tile_rows); ++row) {
@@ -89,8 +91,8 @@ void add_norm_forward(const Inputs<T>& in, const Options& options, const OutputV
         ChannelLanes<A> r = r_at(c, block);
         if constexpr (Centred) r -= mean;
         const ChannelLanes<A> normalised = r * rstd;
-        block.store(out + c, ChannelLanes<A>(scale * affine(c, block, normalised, in.weight, in.bias)));
-        if (out1) block.store(out1 + c, ChannelLanes<A>(scale * affine(c, block, normalised, in.weight1, in.bias1)));
+        block.store(out + c, ChannelLanes<A>(scale * affine<A>(c, block, normalised, in.weight, in.bias)));
+        if (out1) block.store(out1 + c, ChannelLanes<A>(scale * affine<A>(c, block, normalised, in.weight1, in.bias1)));
       });
       if (mean_out) *row_pointer(mean_out, row) = mean;
       if (rstd_out) *row_pointer(rstd_out, row) = rstd;

@@ -16,6 +16,8 @@ __global__ void __launch_bounds__(256)
                            const __grid_constant__ View<const T, 3, cuda> dout,
                            const __grid_constant__ GradientViews<T, cuda> gradients) {
   using A = accumulate_t<T>;
+  cuda_runtime::let_next_kernel_begin();
+  cuda_runtime::wait_for_earlier_kernels();
   for_packs<N>(in.x.extents(), [&](const RowPosition& at, Index c) {
     A x[N], z[N], d[N];
     load_unit(at.of(in.x) + c, x);
@@ -42,14 +44,12 @@ void backward(const Inputs<T, cuda>& in, const std::type_identity_t<View<const T
               const std::type_identity_t<GradientViews<T, cuda>>& gradients) {
   check(in, dout, gradients);
   if (in.x.size() == 0) return;
-  const auto stream = cuda_runtime::current_stream();
-  const cuda_runtime::DeviceScope scope(stream.device);
+  const cuda_runtime::DeviceScope scope(cuda_runtime::current_stream().device);
   detail::with_pack<T>(
       [&](auto pack) {
         constexpr int N = decltype(pack)::value;
-        detail::swiglu_backward_kernel<N, T>
-            <<<cuda_runtime::blocks_for(in.x.size() / N, 256), 256, 0, stream.handle>>>(in, dout, gradients);
-        cuda_runtime::check_launch("swiglu_backward_kernel");
+        detail::launch_rows("swiglu_backward_kernel", detail::swiglu_backward_kernel<N, T>,
+                            cuda_runtime::blocks_for(in.x.size() / N, 256), 256, 0, in, dout, gradients);
       },
       in.x, in.z, dout, gradients.dx, gradients.dz);
 }

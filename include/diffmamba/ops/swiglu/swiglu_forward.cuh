@@ -26,6 +26,8 @@ __device__ inline void for_packs(const Extents<3>& shape, Work&& work) {
 template <int N, class T>
 __global__ void __launch_bounds__(256)
     swiglu_forward_kernel(const __grid_constant__ Inputs<T, cuda> in, const __grid_constant__ View<T, 3, cuda> out) {
+  cuda_runtime::let_next_kernel_begin();
+  cuda_runtime::wait_for_earlier_kernels();
   for_packs<N>(in.x.extents(), [&](const RowPosition& at, Index c) {
     accumulate_t<T> x[N], z[N];
     load_unit(at.of(in.x) + c, x);
@@ -55,14 +57,12 @@ template <class T>
 void forward(const Inputs<T, cuda>& in, const std::type_identity_t<View<T, 3, cuda>>& out) {
   check(in, out);
   if (in.x.size() == 0) return;
-  const auto stream = cuda_runtime::current_stream();
-  const cuda_runtime::DeviceScope scope(stream.device);
+  const cuda_runtime::DeviceScope scope(cuda_runtime::current_stream().device);
   detail::with_pack<T>(
       [&](auto pack) {
         constexpr int N = decltype(pack)::value;
-        detail::swiglu_forward_kernel<N, T>
-            <<<cuda_runtime::blocks_for(in.x.size() / N, 256), 256, 0, stream.handle>>>(in, out);
-        cuda_runtime::check_launch("swiglu_forward_kernel");
+        detail::launch_rows("swiglu_forward_kernel", detail::swiglu_forward_kernel<N, T>,
+                            cuda_runtime::blocks_for(in.x.size() / N, 256), 256, 0, in, out);
       },
       in.x, in.z, out);
 }
