@@ -156,12 +156,14 @@ void add_norm_in_place() {
   Norm::forward(in_place, {}, {.out = out, .residual_out = stream}, &saved);
   CHECK(same_bits(out, want.out));
   CHECK(same_bits(stream, want.residual_out));
-  // x itself is gone (out lies over it): the sum is enough.
+  // x itself is gone (out lies over it): the sum is enough, also to write out again.
   in_place.x = View<const float, 3>(nullptr, p.x.extents());
   in_place.residual = {};
+  for (float& value : out) value = 0;
   Norm::backward(in_place, saved, {.dout = p.dout, .dresidual_out = dstream, .residual_out = stream},
-                 {.dresidual = dstream, .dweight = dweight, .dbias = dbias}, workspace, GradientMode::add);
+                 {.dresidual = dstream, .dweight = dweight, .dbias = dbias, .out = out}, workspace, GradientMode::add);
   CHECK(arena<cpu>().peak_bytes() == before);
+  CHECK(same_bits(out, want.out));
   CHECK(relative_error(dstream, dwant.dresidual) < 1e-6);
   CHECK(same_bits(dwant.dx, dwant.dresidual));
   for (Index c = 0; c < 70; ++c) {

@@ -94,9 +94,10 @@ class OnDevice<T, Rank, cpu> {
 /// of a large one. On the CPU the process grows by some 15 MiB beyond the arena (stacks and packed operands of
 /// threads).
 ///
-/// With set_recompute(Recompute::mixer) a layer keeps 2 d_model + 1 (the residual stream and the mixer's input) instead
-/// of d_model + 1 and what the mixer states, which exists for one layer at a time, and each mixer's forward pass is run
-/// twice; with Recompute::convolution it keeps all but the result of the convolution.
+/// A mixer that leaves its input to its block (LeavesInput) counts without it. With set_recompute(Recompute::mixer) a
+/// layer keeps 2 d_model + 1 (the residual stream and the mixer's input) instead of d_model + 1 and what the mixer
+/// states, which exists for one layer at a time, and each mixer's forward pass is run twice; with
+/// Recompute::convolution it keeps all but the result of the convolution.
 ///
 /// Const members may be called from several threads at once, each with a State of its own.
 template <Device DeviceType, class Compute = float, class Param = accumulate_t<Compute>, class... Mixers>

@@ -74,9 +74,10 @@ class AddNorm : public Module<AddNorm<T, DeviceType>> {
   }
   /// From dL/d(out) and dL/d(residual_out), which is absent where nothing uses the sum: dresidual, which may be the
   /// memory of dresidual_out, becomes dL/d(hidden) = dL/d(residual), and with 16-bit activations `dhidden`, which may
-  /// be the memory of dout, the same rounded. Adds into the parameters' gradients.
+  /// be the memory of dout, the same rounded. Adds into the parameters' gradients. `out` becomes what forward returned.
   void backward(const View<const T, 3, D>& dout, const View<const R, 3, D>& dresidual_out,
-                const View<R, 3, D>& dresidual, const View<T, 3, D>& dhidden, Saved& saved) {
+                const View<R, 3, D>& dresidual, const View<T, 3, D>& dhidden, Saved& saved,
+                const View<T, 3, D>& out = {}) {
     require(bool(saved.residual), "AddNorm: backward without a forward before it; every Saved serves once");
     const rms_norm::Inputs<T, D> in{.x = View<const T, 3, D>(nullptr, saved.residual.extents()),
                                     .weight = std::as_const(weight_).value(),
@@ -84,7 +85,7 @@ class AddNorm : public Module<AddNorm<T, DeviceType>> {
     const rms_norm::OutputGradients<T, D> upstream{
         .dout = dout, .dresidual_out = dresidual_out, .residual_out = saved.residual};
     const rms_norm::GradientViews<T, D> gradients{
-        .dx = dhidden, .dresidual = dresidual, .dweight = weight_.gradient(), .dbias = bias_.gradient()};
+        .dx = dhidden, .dresidual = dresidual, .dweight = weight_.gradient(), .dbias = bias_.gradient(), .out = out};
     if (kind_ == NormKind::rms_norm) {
       Workspace<D> workspace(rms_norm::workspace_bytes(in));
       rms_norm::backward(in, saved.rms, upstream, gradients, workspace, GradientMode::add);

@@ -59,11 +59,7 @@ class Block : public Module<Block<MixerType>> {
   /// zero. `random` draws the dropout and must differ from block to block and step to step.
   Tensor<T, 3, D> forward(const View<const T, 3, D>& hidden, const View<const R, 3, D>& residual, Saved& saved,
                           const StepRandom& random = {}) const {
-    auto x = norm_.forward(hidden, residual, saved.norm);
-    typename MixerType::Saved forgotten;
-    const bool again = options_.recompute == Recompute::mixer;
-    if (again) saved.mixer_input = x;
-    auto out = mixer_.forward(std::move(x), again ? forgotten : saved.mixer);
+    auto out = mix(norm_.forward(hidden, residual, saved.norm), saved);
     saved.random = random;
     if (options_.dropout > 0)
       dropout::forward(View<const T, 3, D>(out.view()), {.p = options_.dropout, .random = random}, out.view());
@@ -74,15 +70,23 @@ class Block : public Module<Block<MixerType>> {
   /// dresidual may be the same memory; else dhidden and dhidden_in. Adds into the parameters' gradients.
   void backward(const View<const T, 3, D>& dhidden, const View<R, 3, D>& dresidual, Saved& saved,
                 const View<T, 3, D>& dhidden_in = {}) {
-    if (saved.mixer_input) (void)mixer_.forward(std::move(saved.mixer_input), saved.mixer);
-    Tensor<T, 3, D> dmixed;
+    const bool again = bool(saved.mixer_input);
+    if (again) (void)mixer_.forward(std::move(saved.mixer_input), saved.mixer);
+    Tensor<T, 3, D> dropped;
     if (options_.dropout > 0) {
-      auto dropped = Tensor<T, 3, D>::uninitialized(dhidden.extents());
+      dropped = Tensor<T, 3, D>::uninitialized(dhidden.extents());
       dropout::backward(dhidden, {.p = options_.dropout, .random = saved.random}, dropped.view());
-      dmixed = mixer_.backward(dropped, saved.mixer);
-    } else {
-      dmixed = mixer_.backward(dhidden, saved.mixer);
     }
+    const View<const T, 3, D> dout = dropped ? std::as_const(dropped).view() : dhidden;
+    if constexpr (LeavesInput<MixerType>)
+      if (!again) {
+        const auto dmixed = mixer_.backward_to_input(dout, saved.mixer);
+        auto x = Tensor<T, 3, D>::uninitialized(dmixed.extents());
+        norm_.backward(dmixed, dresidual, dresidual, dhidden_in, saved.norm, x.view());
+        mixer_.backward_of_parameters(x, saved.mixer);
+        return;
+      }
+    const auto dmixed = mixer_.backward(dout, saved.mixer);
     norm_.backward(dmixed, dresidual, dresidual, dhidden_in, saved.norm);
   }
 
@@ -125,6 +129,17 @@ class Block : public Module<Block<MixerType>> {
   static constexpr std::string_view name() { return MixerType::name(); }
 
  private:
+  Tensor<T, 3, D> mix(Tensor<T, 3, D> x, Saved& saved) const {
+    if (options_.recompute == Recompute::mixer) {
+      typename MixerType::Saved forgotten;
+      saved.mixer_input = x;
+      return mixer_.forward(std::move(x), forgotten);
+    }
+    if constexpr (LeavesInput<MixerType>)
+      return mixer_.forward_leaving_input(x, saved.mixer);
+    else
+      return mixer_.forward(std::move(x), saved.mixer);
+  }
   Tensor<T, 3, D> add_norm(const View<const T, 3, D>& hidden, const View<R, 3, D>& residual, bool first) const {
     return norm_.forward(hidden, first ? View<const R, 3, D>{} : View<const R, 3, D>(residual), residual);
   }

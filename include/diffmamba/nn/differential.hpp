@@ -80,6 +80,14 @@ class Differential : public Module<Differential<MixerType>> {
   using R = accumulate_t<T>;
   using State = typename Paths::State;
 
+  /// Whether x is needed only at the end of backward, so that the caller need not keep it.
+  static constexpr bool leaves_input = [] {
+    if constexpr (requires { typename MixerType::Inner; })
+      return InnerLeavesInput<typename MixerType::Inner>;
+    else
+      return false;
+  }();
+
   using Options = DifferentialMixerOptions<typename MixerType::Options>;
   struct Saved {
     typename Paths::Saved paths;
@@ -129,45 +137,26 @@ class Differential : public Module<Differential<MixerType>> {
     std::tie(saved.y1, saved.y2) = paths_.both(std::move(x), saved.paths);
     return combine(saved.y1, saved.y2, lambda, &saved.combine);
   }
+  /// See LeavesInput.
+  Tensor<T, 3, D> forward_leaving_input(const View<const T, 3, D>& x, Saved& saved) const requires leaves_input {
+    const auto lambda = lambda_.value();
+    if (norm_before()) {
+      std::tie(saved.y1, saved.y2) = paths_.both_leaving_input(x, saved.paths);
+      return combine(saved.y1, saved.y2, lambda, &saved.combine);
+    }
+    auto y = paths_.difference_leaving_input(x, lambda, folded_scale(), saved.paths);
+    if (!norm_after()) return y;
+    saved.y1 = std::move(y);
+    return normalize(saved.y1, &saved.norm);
+  }
   Tensor<T, 3, D> forward(const View<const T, 3, D>& x) const { return run(x, nullptr); }
 
-  Tensor<T, 3, D> backward(const View<const T, 3, D>& dout, Saved& saved) {
-    const auto lambda = lambda_.value();
-    Tensor<R, 1, D> dlambda(lambda.extents());
-    Tensor<T, 3, D> dx;
-    const bool combined = !Paths::as_one || norm_before();
-    if (combined) {
-      require(bool(saved.y1), name(), ": backward without a forward before it; every Saved serves once");
-      auto dy1 = Tensor<T, 3, D>::uninitialized(saved.y1.extents());
-      auto dy2 = Tensor<T, 3, D>::uninitialized(saved.y2.extents());
-      {
-        const auto in = combine_inputs(saved.y1, saved.y2, lambda);
-        Workspace<D> workspace(differential_combine::workspace_bytes(in));
-        differential_combine::GradientViews<T, D> gradients{.dy1 = dy1.view(), .dy2 = dy2.view()};
-        if (in.lambda) gradients.dlambda = dlambda.view();
-        gradients.dnorm_weight = norm_weight_.gradient();
-        gradients.dsubln_weight = subln_weight_.gradient();
-        differential_combine::backward(in, saved.combine, {.dout = dout}, gradients, workspace, GradientMode::add);
-      }
-      saved.y1 = {};
-      saved.y2 = {};
-      dx = paths_.both_backward(dy1, dy2, saved.paths);
-    } else if constexpr (Paths::as_one) {
-      if (norm_after()) {
-        require(bool(saved.y1), name(), ": backward without a forward before it; every Saved serves once");
-        auto dy = Tensor<T, 3, D>::uninitialized(saved.y1.extents());
-        const rms_norm::Inputs<T, D> in{.x = saved.y1, .weight = std::as_const(subln_weight_).value()};
-        Workspace<D> workspace(rms_norm::workspace_bytes(in));
-        rms_norm::backward(in, saved.norm, {.dout = dout}, {.dx = dy.view(), .dweight = subln_weight_.gradient()},
-                           workspace, GradientMode::add);
-        saved.y1 = {};
-        dx = paths_.difference_backward(dy, lambda, 1.0, saved.paths, dlambda);
-      } else {
-        dx = paths_.difference_backward(dout, lambda, lambda_.scale(), saved.paths, dlambda);
-      }
-    }
-    if (options_.lambda != Lambda::none) lambda_.backward(dlambda);
-    return dx;
+  Tensor<T, 3, D> backward(const View<const T, 3, D>& dout, Saved& saved) { return run_backward<false>(dout, saved); }
+  Tensor<T, 3, D> backward_to_input(const View<const T, 3, D>& dout, Saved& saved) requires leaves_input {
+    return run_backward<true>(dout, saved);
+  }
+  void backward_of_parameters(const View<const T, 3, D>& x, Saved& saved) requires leaves_input {
+    paths_.backward_of_parameters(x, saved.paths);
   }
 
   void set_recompute_convolution(bool recompute) { paths_.set_recompute_convolution(recompute); }
@@ -205,6 +194,58 @@ class Differential : public Module<Differential<MixerType>> {
   Tensor<R, 1, D> lambda() const { return lambda_.value(); }
 
  private:
+  /// dL/dx; with `to_input` without the gradients that need x.
+  template <bool to_input>
+  Tensor<T, 3, D> run_backward(const View<const T, 3, D>& dout, Saved& saved) {
+    const auto lambda = lambda_.value();
+    Tensor<R, 1, D> dlambda(lambda.extents());
+    Tensor<T, 3, D> dx;
+    const bool combined = !Paths::as_one || norm_before();
+    if (combined) {
+      require(bool(saved.y1), name(), ": backward without a forward before it; every Saved serves once");
+      auto dy1 = Tensor<T, 3, D>::uninitialized(saved.y1.extents());
+      auto dy2 = Tensor<T, 3, D>::uninitialized(saved.y2.extents());
+      {
+        const auto in = combine_inputs(saved.y1, saved.y2, lambda);
+        Workspace<D> workspace(differential_combine::workspace_bytes(in));
+        differential_combine::GradientViews<T, D> gradients{.dy1 = dy1.view(), .dy2 = dy2.view()};
+        if (in.lambda) gradients.dlambda = dlambda.view();
+        gradients.dnorm_weight = norm_weight_.gradient();
+        gradients.dsubln_weight = subln_weight_.gradient();
+        differential_combine::backward(in, saved.combine, {.dout = dout}, gradients, workspace, GradientMode::add);
+      }
+      saved.y1 = {};
+      saved.y2 = {};
+      if constexpr (to_input)
+        dx = paths_.both_backward_to_input(dy1, dy2, saved.paths);
+      else
+        dx = paths_.both_backward(dy1, dy2, saved.paths);
+    } else if constexpr (Paths::as_one) {
+      if (norm_after()) {
+        require(bool(saved.y1), name(), ": backward without a forward before it; every Saved serves once");
+        auto dy = Tensor<T, 3, D>::uninitialized(saved.y1.extents());
+        const rms_norm::Inputs<T, D> in{.x = saved.y1, .weight = std::as_const(subln_weight_).value()};
+        Workspace<D> workspace(rms_norm::workspace_bytes(in));
+        rms_norm::backward(in, saved.norm, {.dout = dout}, {.dx = dy.view(), .dweight = subln_weight_.gradient()},
+                           workspace, GradientMode::add);
+        saved.y1 = {};
+        dx = difference_backward<to_input>(dy, lambda, 1.0, saved.paths, dlambda);
+      } else {
+        dx = difference_backward<to_input>(dout, lambda, lambda_.scale(), saved.paths, dlambda);
+      }
+    }
+    if (options_.lambda != Lambda::none) lambda_.backward(dlambda);
+    return dx;
+  }
+  template <bool to_input>
+  Tensor<T, 3, D> difference_backward(const View<const T, 3, D>& dy, const View<const R, 1, D>& lambda, double scale,
+                                      typename Paths::Saved& saved, const View<R, 1, D>& dlambda) {
+    if constexpr (to_input)
+      return paths_.difference_backward_to_input(dy, lambda, scale, saved, dlambda);
+    else
+      return paths_.difference_backward(dy, lambda, scale, saved, dlambda);
+  }
+
   bool norm_before() const { return options_.norm == Norm::before || options_.norm == Norm::before_and_after; }
   bool norm_after() const { return options_.norm == Norm::after || options_.norm == Norm::before_and_after; }
 

@@ -57,11 +57,27 @@ class Mamba2Inner {
   }
   template <class Use>
   Tensor<T, 3, D> backward(const View<const T, 3, D>& x, const View<T, 3, D>& dgated, Saved& saved, Use&& use) {
+    auto dx = backward_to_input(dgated, saved, use);
+    backward_of_parameters(x, saved);
+    return dx;
+  }
+  template <class Use>
+  Tensor<T, 3, D> backward_to_input(const View<T, 3, D>& dgated, Saved& saved, Use&& use) {
     const auto w = weights(std::as_const(*this));
-    const GradientMode projection = gradient_mode(in_proj_weight_, in_proj_bias_), scan = gradient_mode(dt_bias_, D_);
-    const auto g = gradients();
-    const auto dzxbcdt = core_.backward(w, dgated, saved, g, scan, use);
-    return core_.project_backward(w, x, dzxbcdt, g, projection);
+    const GradientMode scan = gradient_mode(dt_bias_, D_);
+    saved.dzxbcdt = core_.backward(w, dgated, saved, scan_gradients(), scan, use);
+    auto dx = Tensor<T, 3, D>::uninitialized(Extents{dgated.extent(0), dgated.extent(1), d_model()});
+    linear::backward(linear::Inputs<T, D>{.x = as_rows(std::as_const(dx)), .weight = w.in_proj_weight},
+                     as_rows(std::as_const(saved.dzxbcdt)), linear::GradientViews<T, D>{.dx = as_rows(dx)});
+    return dx;
+  }
+  void backward_of_parameters(const View<const T, 3, D>& x, Saved& saved) {
+    const GradientMode mode = gradient_mode(in_proj_weight_, in_proj_bias_);
+    const auto w = weights(std::as_const(*this));
+    linear::backward(linear::Inputs<T, D>{.x = as_rows(x), .weight = w.in_proj_weight, .bias = w.in_proj_bias},
+                     as_rows(std::as_const(saved.dzxbcdt)),
+                     {.dweight = in_proj_weight_.gradient(), .dbias = in_proj_bias_.gradient()}, mode);
+    saved.dzxbcdt = {};
   }
   Tensor<T, 3, D> decode(const normed_linear::Source<T, D>& source, const View<const T, 2, D>& out_weight,
                          const View<const R, 1, D>& out_bias, State& state) const {
@@ -136,9 +152,8 @@ class Mamba2Inner {
             .norm_weight = m.norm_weight_.value(),
             .init_states = m.init_states_.value()};
   }
-  typename Core::WeightGradients gradients() {
-    return {.in_proj_weight = in_proj_weight_.gradient(),
-            .in_proj_bias = in_proj_bias_.gradient(),
+  typename Core::WeightGradients scan_gradients() {  // all but in_proj's
+    return {.in_proj_weight = {},
             .conv_weight = conv_weight_.gradient(),
             .conv_bias = conv_bias_.gradient(),
             .dt_bias = dt_bias_.gradient(),
@@ -168,8 +183,8 @@ class Mamba2Inner {
 ///   auto state = mixer.make_state(batch);
 ///   auto h = mixer.prefill(prompt, state), t = mixer.step(token, state);
 ///
-/// Saved, in elements of T per token: d_model (the input), d_in_proj + conv_dim + d_ssm, and what the scan and the norm
-/// state; without the norm also what goes into out_proj.
+/// Saved, in elements of T per token: d_model (the input, unless it is left to the caller, as blocks have it),
+/// d_in_proj + conv_dim + d_ssm, and what the scan and the norm state; without the norm also what goes into out_proj.
 template <class T, Device DeviceType = cpu>
 class Mamba2 : public ProjectedMixer<Mamba2Inner<T, DeviceType>> {
  public:

@@ -164,6 +164,7 @@ class Mamba2Core {
     Tensor<T, 3, D> conv_out;  // (batch, length, paths * conv_dim), unless computed again
     Tensor<T, 3, D> y;         // (batch, length, paths * d_ssm), with the norm
     Tensor<R, 1, D> A;         // (paths * nheads)
+    Tensor<T, 3, D> dzxbcdt;   // between backward_to_input and backward_of_parameters of who owns in_proj
     ssd::Saved<T, D> scan;
     gated_rms_norm::Saved<T, D> norm;
   };

@@ -65,6 +65,21 @@ concept Mixer = requires(M& mixer, const M& constant, Tensor<typename M::value_t
   constant.visit([](std::string_view, auto&) {});
 };
 
+/// A mixer that needs its input again only at the end of its backward pass, for gradients of its parameters, may leave
+/// it to the caller, who then need not keep it: a block writes it again from the residual stream.
+///
+///   Tensor forward_leaving_input(View x, Saved&) const;   // forward, of which Saved does not hold x
+///   Tensor backward_to_input(View dout, Saved&);          // dL/dx
+///   void backward_of_parameters(View x, Saved&);          // the gradients still missing; uses up Saved
+template <class M>
+concept LeavesInput = requires(M& mixer, const M& constant,
+                               View<const typename M::value_type, 3, typename M::device_type> view,
+                               typename M::Saved& saved) {
+  constant.forward_leaving_input(view, saved);
+  mixer.backward_to_input(view, saved);
+  mixer.backward_of_parameters(view, saved);
+};
+
 /// The options of a mixer in layer `depth` (from 0) of a model: `M::options(d_model, depth)` where the mixer has that
 /// (a differential mixer needs its depth), else the defaults.
 template <class M>

@@ -43,8 +43,9 @@ class PathsAsOne {
   using Pair = std::pair<Tensor<T, 3, D>, Tensor<T, 3, D>>;
   static constexpr bool as_one = true;
 
-  /// The inner's, and per token sizeof(T) * d_model; the gated tensor (2 width) only where the inner's backward pass
-  /// cannot write it again. For differences also the folded weight, whatever the number of tokens.
+  /// The inner's, and per token sizeof(T) * d_model (x), unless x is left to the caller; the gated tensor (2 width)
+  /// only where the inner's backward pass cannot write it again. For differences also the folded weight, whatever the
+  /// number of tokens.
   struct Saved {
     Tensor<T, 3, D> x, gated;
     typename Inner::Saved inner;
@@ -78,7 +79,12 @@ class PathsAsOne {
   /// scale * (m1(x) - lambda m2(x))
   Tensor<T, 3, D> difference(Tensor<T, 3, D> x, const View<const R, 1, D>& lambda, double scale, Saved& saved) const {
     saved.x = std::move(x);
-    auto gated = inner_.forward(std::as_const(saved.x), saved.inner);
+    return difference_leaving_input(std::as_const(saved.x), lambda, scale, saved);
+  }
+  /// The same; x is the caller's to keep or write again (LeavesInput).
+  Tensor<T, 3, D> difference_leaving_input(const View<const T, 3, D>& x, const View<const R, 1, D>& lambda,
+                                           double scale, Saved& saved) const {
+    auto gated = inner_.forward(x, saved.inner);
     saved.folded = fold(fold_inputs(lambda), fold_options(scale));
     auto out = project(gated, saved.folded);
     if (!rebuilds_gated(inner_)) saved.gated = std::move(gated);
@@ -103,33 +109,25 @@ class PathsAsOne {
   Tensor<T, 3, D> difference_backward(const View<const T, 3, D>& dout, const View<const R, 1, D>& lambda, double scale,
                                       Saved& saved, const View<R, 1, D>& dlambda) {
     require(bool(saved.x), "backward without a forward before it; every Saved serves once");
-    const auto in = fold_inputs(lambda);
-    const auto options = fold_options(scale);
-    const Folded folded = std::move(saved.folded);
-    const Rows<T, D> dout_rows(dout);
-    auto dgated = Tensor<T, 3, D>::uninitialized(Extents{dout.extent(0), dout.extent(1), 2 * width_});
-    linear::backward(inputs(dgated.view(), folded), dout_rows.view(),
-                     linear::GradientViews<T, D>{.dx = as_rows(dgated)});
     const auto x = std::move(saved.x);
-    return backward_through(
-        inner_, x.view(), dgated.view(), std::move(saved.gated), saved.inner, [&](const View<const T, 3, D>& gated) {
-          auto dweight = Tensor<R, 2, D>::uninitialized(folded.weight.extents());
-          Tensor<R, 1, D> dbias;
-          if (bias_) dbias = Tensor<R, 1, D>::uninitialized(folded.bias.extents());
-          linear::backward(inputs(gated, folded), dout_rows.view(),
-                           linear::GradientViews<T, D>{.dweight = dweight, .dbias = dbias});
-          Workspace<D> workspace(fold_difference::workspace_bytes(in));
-          const GradientMode mode = gradient_mode(weight_, bias_);
-          fold_difference::backward(in, options, {.dweight = dweight.view(), .dbias = std::as_const(dbias).view()},
-                                    {.dweight = weight_.gradient(), .dbias = bias_.gradient(), .dlambda = dlambda},
-                                    workspace, mode);
-        });
+    return difference_backward(dout, lambda, scale, saved, dlambda, through(x, saved));
+  }
+  Tensor<T, 3, D> difference_backward_to_input(const View<const T, 3, D>& dout, const View<const R, 1, D>& lambda,
+                                               double scale, Saved& saved,
+                                               const View<R, 1, D>& dlambda) requires InnerLeavesInput<Inner> {
+    return difference_backward(dout, lambda, scale, saved, dlambda, through(saved));
+  }
+  void backward_of_parameters(const View<const T, 3, D>& x, Saved& saved) requires InnerLeavesInput<Inner> {
+    inner_.backward_of_parameters(x, saved.inner);
   }
 
   /// m1(x) and m2(x)
   Pair both(Tensor<T, 3, D> x, Saved& saved) const {
     saved.x = std::move(x);
-    auto gated = inner_.forward(std::as_const(saved.x), saved.inner);
+    return both_leaving_input(std::as_const(saved.x), saved);
+  }
+  Pair both_leaving_input(const View<const T, 3, D>& x, Saved& saved) const {
+    auto gated = inner_.forward(x, saved.inner);
     Pair both{project(gated, 0), project(gated, 1)};
     if (!rebuilds_gated(inner_)) saved.gated = std::move(gated);
     return both;
@@ -140,31 +138,12 @@ class PathsAsOne {
   }
   Tensor<T, 3, D> both_backward(const View<const T, 3, D>& dy1, const View<const T, 3, D>& dy2, Saved& saved) {
     require(bool(saved.x), "backward without a forward before it; every Saved serves once");
-    const Rows<T, D> rows1(dy1), rows2(dy2);
-    const auto dy = [&](Index path) { return path == 0 ? rows1.view() : rows2.view(); };
-    const auto weight = std::as_const(weight_).value();
-    auto dgated = Tensor<T, 3, D>::uninitialized(Extents{dy1.extent(0), dy1.extent(1), 2 * width_});
-    for (Index path = 0; path < 2; ++path)
-      for_roles(path, [&](Index from, Index to, Index at) {
-        matmul(dy(path), weight.template select<0>(path).template slice<1>(from, to),
-               as_rows(dgated.template slice<2>(at, at + to - from)));
-      });
     const auto x = std::move(saved.x);
-    return backward_through(
-        inner_, x.view(), dgated.view(), std::move(saved.gated), saved.inner, [&](const View<const T, 3, D>& gated) {
-          for (Index path = 0; path < 2; ++path)
-            for_roles(path, [&](Index from, Index to, Index at) {
-              View<R, 1, D> dbias;
-              if (bias_ && from == 0) dbias = bias_.gradient().template select<0>(path);
-              const linear::Inputs<T, D> in{.x = as_rows(gated.template slice<2>(at, at + to - from)),
-                                            .weight = weight.template select<0>(path).template slice<1>(from, to)};
-              linear::backward(in, dy(path),
-                               linear::GradientViews<T, D>{
-                                   .dweight = weight_.gradient().template select<0>(path).template slice<1>(from, to),
-                                   .dbias = dbias},
-                               GradientMode::add);
-            });
-        });
+    return both_backward(dy1, dy2, through(x, saved));
+  }
+  Tensor<T, 3, D> both_backward_to_input(const View<const T, 3, D>& dy1, const View<const T, 3, D>& dy2,
+                                         Saved& saved) requires InnerLeavesInput<Inner> {
+    return both_backward(dy1, dy2, through(saved));
   }
 
   /// For differences by itself, or with no lambda for both results.
@@ -188,6 +167,68 @@ class PathsAsOne {
   }
 
  private:
+  /// How a backward pass goes through the inner part: to dx, with or without the gradients that need x.
+  auto through(const Tensor<T, 3, D>& x, Saved& saved) {
+    return [this, &x, &saved](const View<T, 3, D>& dgated, auto&& use) {
+      return backward_through(inner_, x.view(), dgated, std::move(saved.gated), saved.inner, use);
+    };
+  }
+  auto through(Saved& saved) requires InnerLeavesInput<Inner> {
+    return [this, &saved](const View<T, 3, D>& dgated, auto&& use) {
+      return backward_to_input_through(inner_, dgated, std::move(saved.gated), saved.inner, use);
+    };
+  }
+  template <class Through>
+  Tensor<T, 3, D> difference_backward(const View<const T, 3, D>& dout, const View<const R, 1, D>& lambda, double scale,
+                                      Saved& saved, const View<R, 1, D>& dlambda, Through&& backward_through_inner) {
+    const auto in = fold_inputs(lambda);
+    const auto options = fold_options(scale);
+    const Folded folded = std::move(saved.folded);
+    const Rows<T, D> dout_rows(dout);
+    auto dgated = Tensor<T, 3, D>::uninitialized(Extents{dout.extent(0), dout.extent(1), 2 * width_});
+    linear::backward(inputs(dgated.view(), folded), dout_rows.view(),
+                     linear::GradientViews<T, D>{.dx = as_rows(dgated)});
+    return backward_through_inner(dgated.view(), [&](const View<const T, 3, D>& gated) {
+      auto dweight = Tensor<R, 2, D>::uninitialized(folded.weight.extents());
+      Tensor<R, 1, D> dbias;
+      if (bias_) dbias = Tensor<R, 1, D>::uninitialized(folded.bias.extents());
+      linear::backward(inputs(gated, folded), dout_rows.view(),
+                       linear::GradientViews<T, D>{.dweight = dweight, .dbias = dbias});
+      Workspace<D> workspace(fold_difference::workspace_bytes(in));
+      const GradientMode mode = gradient_mode(weight_, bias_);
+      fold_difference::backward(in, options, {.dweight = dweight.view(), .dbias = std::as_const(dbias).view()},
+                                {.dweight = weight_.gradient(), .dbias = bias_.gradient(), .dlambda = dlambda},
+                                workspace, mode);
+    });
+  }
+  template <class Through>
+  Tensor<T, 3, D> both_backward(const View<const T, 3, D>& dy1, const View<const T, 3, D>& dy2,
+                                Through&& backward_through_inner) {
+    const Rows<T, D> rows1(dy1), rows2(dy2);
+    const auto dy = [&](Index path) { return path == 0 ? rows1.view() : rows2.view(); };
+    const auto weight = std::as_const(weight_).value();
+    auto dgated = Tensor<T, 3, D>::uninitialized(Extents{dy1.extent(0), dy1.extent(1), 2 * width_});
+    for (Index path = 0; path < 2; ++path)
+      for_roles(path, [&](Index from, Index to, Index at) {
+        matmul(dy(path), weight.template select<0>(path).template slice<1>(from, to),
+               as_rows(dgated.template slice<2>(at, at + to - from)));
+      });
+    return backward_through_inner(dgated.view(), [&](const View<const T, 3, D>& gated) {
+      for (Index path = 0; path < 2; ++path)
+        for_roles(path, [&](Index from, Index to, Index at) {
+          View<R, 1, D> dbias;
+          if (bias_ && from == 0) dbias = bias_.gradient().template select<0>(path);
+          const linear::Inputs<T, D> in{.x = as_rows(gated.template slice<2>(at, at + to - from)),
+                                        .weight = weight.template select<0>(path).template slice<1>(from, to)};
+          linear::backward(
+              in, dy(path),
+              linear::GradientViews<T, D>{
+                  .dweight = weight_.gradient().template select<0>(path).template slice<1>(from, to), .dbias = dbias},
+              GradientMode::add);
+        });
+    });
+  }
+
   /// f(from, to, at) for every role: columns [from, to) of a path's out_proj.weight, and where they begin in the gated
   /// tensor of both paths.
   template <class F>

@@ -26,6 +26,11 @@ namespace diffmamba {
 ///   bool rebuilds_gated() const;                   // whether it does with these options
 ///   Tensor backward(View x, View dgated, Saved&, use);   // calls use(View gated) as soon as it has that
 ///
+/// One that needs x only at the end has that backward in two parts, and its mixer leaves x to the caller (LeavesInput):
+///
+///   Tensor backward_to_input(View dgated, Saved&, use);  // dx
+///   void backward_of_parameters(View x, Saved&);         // the gradients of its projection
+///
 /// The result is stacked role by role: [role 1 of path 1, of path 2 | role 2 of path 1, of path 2 | ...]. Most inners
 /// have one role.
 template <class Inner>
@@ -75,6 +80,26 @@ Tensor<T, 3, D> backward_through(Inner& inner, const View<const T, 3, D>& x, con
   return inner.backward(x, dgated, saved);
 }
 
+/// An inner whose backward pass comes in two parts.
+template <class Inner>
+concept InnerLeavesInput = requires(Inner& inner,
+                                    View<const typename Inner::value_type, 3, typename Inner::device_type> x,
+                                    View<typename Inner::value_type, 3, typename Inner::device_type> dgated,
+                                    typename Inner::Saved& saved) {
+  inner.backward_to_input(dgated, saved, nullptr);
+  inner.backward_of_parameters(x, saved);
+};
+
+/// backward_through, but for the gradients that need x.
+template <InnerLeavesInput Inner, class T, class D, class Use>
+Tensor<T, 3, D> backward_to_input_through(Inner& inner, const View<T, 3, D>& dgated, Tensor<T, 3, D> kept,
+                                          typename Inner::Saved& saved, Use&& use) {
+  if (!kept) return inner.backward_to_input(dgated, saved, use);
+  use(std::as_const(kept).view());
+  kept = {};
+  return inner.backward_to_input(dgated, saved, nullptr);
+}
+
 /// An inner of one path and an output projection: Mamba and Mamba-2.
 template <InnerOfPaths InnerType>
 class ProjectedMixer : public Module<ProjectedMixer<InnerType>> {
@@ -87,8 +112,8 @@ class ProjectedMixer : public Module<ProjectedMixer<InnerType>> {
   using T = value_type;
   using D = device_type;
 
-  /// The inner's, and per token sizeof(T) * d_model: x. What goes into out_proj is kept only (sizeof(T) * width) where
-  /// the inner's backward pass cannot write it again.
+  /// The inner's, and per token sizeof(T) * d_model: x, unless it is left to the caller. What goes into out_proj is
+  /// kept only (sizeof(T) * width) where the inner's backward pass cannot write it again.
   struct Saved {
     Tensor<T, 3, D> x, gated;
     typename Inner::Saved inner;
@@ -105,10 +130,7 @@ class ProjectedMixer : public Module<ProjectedMixer<InnerType>> {
 
   Tensor<T, 3, D> forward(Tensor<T, 3, D> x, Saved& saved) const {
     saved.x = std::move(x);
-    auto gated = inner_.forward(std::as_const(saved.x), saved.inner);
-    auto out = out_proj_.forward(gated);
-    if (!rebuilds_gated(inner_)) saved.gated = std::move(gated);
-    return out;
+    return project(inner_.forward(std::as_const(saved.x), saved.inner), saved);
   }
   Tensor<T, 3, D> forward(const View<const T, 3, D>& x) const { return out_proj_.forward(inner_.forward(x)); }
 
@@ -118,6 +140,21 @@ class ProjectedMixer : public Module<ProjectedMixer<InnerType>> {
     const auto x = std::move(saved.x);
     return backward_through(inner_, x.view(), dgated.view(), std::move(saved.gated), saved.inner,
                             [&](const View<const T, 3, D>& gated) { out_proj_.backward_parameters(gated, dout); });
+  }
+
+  // See LeavesInput.
+  Tensor<T, 3, D> forward_leaving_input(const View<const T, 3, D>& x,
+                                        Saved& saved) const requires InnerLeavesInput<Inner> {
+    return project(inner_.forward(x, saved.inner), saved);
+  }
+  Tensor<T, 3, D> backward_to_input(const View<const T, 3, D>& dout, Saved& saved) requires InnerLeavesInput<Inner> {
+    auto dgated = out_proj_.backward_input(dout);
+    return backward_to_input_through(
+        inner_, dgated.view(), std::move(saved.gated), saved.inner,
+        [&](const View<const T, 3, D>& gated) { out_proj_.backward_parameters(gated, dout); });
+  }
+  void backward_of_parameters(const View<const T, 3, D>& x, Saved& saved) requires InnerLeavesInput<Inner> {
+    inner_.backward_of_parameters(x, saved.inner);
   }
 
   void set_recompute_convolution(bool recompute) { diffmamba::set_recompute_convolution(inner_, recompute); }
@@ -151,6 +188,12 @@ class ProjectedMixer : public Module<ProjectedMixer<InnerType>> {
   const Inner& inner() const { return inner_; }
 
  private:
+  Tensor<T, 3, D> project(Tensor<T, 3, D> gated, Saved& saved) const {
+    auto out = out_proj_.forward(gated);
+    if (!rebuilds_gated(inner_)) saved.gated = std::move(gated);
+    return out;
+  }
+
   Inner inner_;
   Linear<T, D> out_proj_;
 };
