@@ -330,8 +330,8 @@ __global__ void __launch_bounds__(512, 1)
         float dD = 0.0f;
 #pragma unroll
         for (int i = 0; i < 8; ++i) dD += floats_at(Memory::dD_parts)[(k & 1) * 8 + i];
-        hopper::arrive(&sums_empty[k & 1]);
         finish_head(in, to, memory, block, numbers, mine, dD);
+        hopper::arrive(&sums_empty[k & 1]);
       }
     }
     return;
@@ -513,9 +513,9 @@ __global__ void __launch_bounds__(512, 1)
           mma::load_matrices(dy[i], dy_tile + swizzled<64>(rows + lane % 16, 2 * i + lane / 16));
       hopper::wait_for_products<0>();
       hopper::hold(du);
-      hopper::arrive(&empty[turn]);
       float4* const exchange = reinterpret_cast<float4*>(shared + Memory::exchange) + thread;
       if constexpr (!Diagonal) {
+        hopper::arrive(&empty[turn]);
         if (k > 0) hopper::wait(&exchange_empty, static_cast<unsigned>(k - 1 & 1));
 #pragma unroll
         for (int j = 0; j < 8; ++j)
@@ -530,7 +530,6 @@ __global__ void __launch_bounds__(512, 1)
           const float4 other = exchange[j * 128];
           du[4 * j] += other.x, du[4 * j + 1] += other.y, du[4 * j + 2] += other.z, du[4 * j + 3] += other.w;
         }
-        hopper::arrive(&exchange_empty);
       }
 
       // dx = dt du + D dy, in whole rows.
@@ -548,6 +547,9 @@ __global__ void __launch_bounds__(512, 1)
         }
         hopper::store_matrices(out_tile + swizzled<64>(lane % 16, 2 * i + lane / 16), dx[0], dx[1], dx[2], dx[3]);
       }
+      // What was read from shared memory has arrived in registers, since it went into what was stored.
+      hopper::arrive(&empty[turn]);
+      if (warpgroup == 0) hopper::arrive(&exchange_empty);
       hopper::publish_stores();
       __syncwarp();
       if (lane == 0 && to.dx != nullptr)

@@ -37,8 +37,8 @@ inline constexpr int hopper_threads = hopper_heads*(Output ? 256 : 128) + 128;
 
 /// How the work is cut, and the memory in which its pieces meet.
 struct Walk {
-  Index sequences = 0;         // batch times pairs
-  Index share = 0;             // chunks of a block
+  int sequences = 0;           // batch times pairs; fewer than 2^31 chunks in all, since kernels divide
+  int share = 0;               // chunks of a block
   int chunks = 0;              // of a sequence
   int pairs = 0, group_pairs;  // pairs of heads: all, of a group
   int segments = 1;            // of a sequence; 1: blocks hand over
@@ -53,13 +53,15 @@ struct Walk {
         "cudaDeviceGetAttribute");
     group_pairs = static_cast<int>((s.heads_per_group() + hopper_heads - 1) / hopper_heads);
     pairs = group_pairs * static_cast<int>(s.ngroups);
-    sequences = s.batch * pairs;
     chunks = static_cast<int>((s.length + tile_tokens - 1) / tile_tokens);
+    const Index all = s.batch * pairs * chunks;
+    require(all < (Index{1} << 31), "ssd: a batch of this size does not fit into one launch");
+    sequences = static_cast<int>(s.batch * pairs);
     if (sequences >= processors) {
       // Whole sequences where that costs little.
-      share = (sequences * chunks + processors - 1) / processors;
-      const Index whole = (sequences + processors - 1) / processors * chunks;
-      if (whole * 100 <= share * 103) share = whole;
+      const Index even = (all + processors - 1) / processors;
+      const Index whole = (Index{sequences} + processors - 1) / processors * chunks;
+      share = static_cast<int>(whole * 100 <= even * 103 ? whole : even);
       return;
     }
     // Chunks that the busiest multiprocessor sees; a segment's state costs half as much as its output, the further
@@ -67,14 +69,16 @@ struct Walk {
     double least = chunks;
     share = chunks;
     for (int count = 2; count <= 64 && count * 4 <= chunks; ++count) {
-      const Index of_segment = (chunks + count - 1) / count, waves = (sequences * count + processors - 1) / processors;
-      const double cost = static_cast<double>(waves) * (1.5 * static_cast<double>(of_segment) + 3.0) + 3.0;
+      const int of_segment = (chunks + count - 1) / count, waves = (sequences * count + processors - 1) / processors;
+      const double cost = waves * (1.5 * of_segment + 3.0) + 3.0;
       if (cost < least) least = cost, segments = count, share = of_segment;
     }
-    segments = static_cast<int>((chunks + share - 1) / share);
+    segments = (chunks + share - 1) / share;
   }
   bool hands_over() const { return segments == 1 && share % chunks != 0; }
-  Index blocks() const { return segments > 1 ? sequences * segments : (sequences * chunks + share - 1) / share; }
+  Index blocks() const {
+    return segments > 1 ? Index{sequences} * segments : (Index{sequences} * chunks + share - 1) / share;
+  }
 
   Index state_count(Index d_state) const { return blocks() * hopper_heads * 64 * d_state; }
   Index decay_count() const { return blocks() * hopper_heads; }
@@ -94,36 +98,36 @@ struct Walk {
 
 /// Consecutive chunks of a sequence. source, target: the slots in which the state before and after lies; -1: none.
 struct Piece {
-  Index sequence;
+  int sequence;
   int source, target;
   int first, last;
 };
 
 /// The k-th piece of a block; false: there is none. Without `output` the states of segments are computed.
-__device__ inline bool find_piece(const Walk& walk, Index block, int k, bool output, Piece& piece) {
+__device__ inline bool find_piece(const Walk& walk, int block, int k, bool output, Piece& piece) {
   if (walk.segments > 1) {
-    const int segment = static_cast<int>(block % walk.segments), share = static_cast<int>(walk.share);
-    piece = {block / walk.segments, output ? static_cast<int>(block) : -1, output ? -1 : static_cast<int>(block),
-             segment * share, ::min((segment + 1) * share, walk.chunks)};
+    const int segment = block % walk.segments;
+    piece = {block / walk.segments, output ? block : -1, output ? -1 : block, segment * walk.share,
+             ::min((segment + 1) * walk.share, walk.chunks)};
     return k == 0 && (output || segment + 1 < walk.segments);
   }
-  const Index all = walk.sequences * walk.chunks, begin = block * walk.share;
-  const Index end = begin + walk.share < all ? begin + walk.share : all;
-  const Index first = begin / walk.chunks, last = end / walk.chunks;
-  const int skipped = static_cast<int>(begin % walk.chunks), unfinished = static_cast<int>(end % walk.chunks);
+  const unsigned all = static_cast<unsigned>(walk.sequences) * walk.chunks, chunks = walk.chunks;
+  const unsigned begin = static_cast<unsigned>(block) * walk.share, end = ::min(begin + walk.share, all);
+  const int first = static_cast<int>(begin / chunks), last = static_cast<int>(end / chunks);
+  const int skipped = static_cast<int>(begin % chunks), unfinished = static_cast<int>(end % chunks);
   if (unfinished > 0) {
     if (k == 0) {
-      piece = {last, -1, static_cast<int>(block), 0, unfinished};
+      piece = {last, -1, block, 0, unfinished};
       return true;
     }
     --k;
   }
-  const Index whole = first + (skipped > 0 ? 1 : 0);
+  const int whole = first + (skipped > 0 ? 1 : 0);
   if (whole + k < last) {
     piece = {whole + k, -1, -1, 0, walk.chunks};
     return true;
   }
-  piece = {first, static_cast<int>(block) - 1, -1, skipped, walk.chunks};
+  piece = {first, block - 1, -1, skipped, walk.chunks};
   return skipped > 0 && whole + k == last;
 }
 
@@ -132,8 +136,8 @@ struct Place {
   Index batch;
   int group, head, heads;  // the block's first head, and how many it has
   template <class T>
-  __device__ Place(const Walk& walk, const DeviceInputs<T>& in, Index sequence) : batch(sequence / walk.pairs) {
-    const int pair = static_cast<int>(sequence % walk.pairs), first = pair % walk.group_pairs * hopper_heads;
+  __device__ Place(const Walk& walk, const DeviceInputs<T>& in, int sequence) : batch(sequence / walk.pairs) {
+    const int pair = sequence % walk.pairs, first = pair % walk.group_pairs * hopper_heads;
     group = pair / walk.group_pairs;
     head = group * in.heads_per_group + first;
     heads = ::min(hopper_heads, in.heads_per_group - first);
@@ -173,7 +177,7 @@ __global__ void __launch_bounds__(hopper_threads<Output>, 1)
   extern __shared__ unsigned char hopper_shared[];
   __shared__ std::uint64_t full[Memory::stages], empty[Memory::stages];  // of the stages
   __shared__ std::uint64_t published[hopper_heads], used[hopper_heads];  // of the 16-bit copy of a state
-  __shared__ Index block_index;
+  __shared__ int block_index;
   unsigned char* const memory = hopper_shared + (1024 - hopper::shared_address(hopper_shared) % 1024) % 1024;
   const auto part = [&](int offset) { return reinterpret_cast<T*>(memory + offset); };
   const auto decays = [&](int stage, int head) {
@@ -193,7 +197,7 @@ __global__ void __launch_bounds__(hopper_threads<Output>, 1)
     block_index = walk.segments == 1 && walk.arrived != nullptr ? atomicAdd(walk.arrived, 1) : int(blockIdx.x);
   }
   __syncthreads();
-  const Index block = block_index;
+  const int block = block_index;
   const int warpgroup = static_cast<int>(threadIdx.x) / 128, warp = static_cast<int>(threadIdx.x) % 128 / 32;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   Piece piece;
@@ -518,7 +522,7 @@ template <class T, int N>
 __global__ void ssd_hopper_states_kernel(DeviceInputs<T> in, Walk walk) {
   constexpr int size = 64 * N;
   const int i = static_cast<int>(blockIdx.y * blockDim.x + threadIdx.x);
-  const Index sequence = blockIdx.x / hopper_heads;
+  const int sequence = static_cast<int>(blockIdx.x) / hopper_heads;
   const int own = static_cast<int>(blockIdx.x % hopper_heads);
   const Place place(walk, in, sequence);
   if (own >= place.heads) return;
@@ -527,7 +531,7 @@ __global__ void ssd_hopper_states_kernel(DeviceInputs<T> in, Walk walk) {
     state = in.initial_state[place.batch * in.state_batch + (place.head + own) * in.state_head +
                              i / N * in.state_channel + i % N];
   constexpr int batch = 8;  // loads under way together
-  const Index first = sequence * walk.segments;
+  const Index first = Index{sequence} * walk.segments;
   for (int segment = 0; segment < walk.segments; segment += batch) {
     float added[batch], decay[batch];
 #pragma unroll
