@@ -504,6 +504,7 @@ __global__ void __launch_bounds__(512, 1)
         for (int distance = 16; distance > 0; distance /= 2) dD += __shfl_xor_sync(0xffffffffu, dD, distance);
         if (lane == 0) floats_at(Memory::dD_parts)[turn * 8 + warpgroup * 4 + warp] = dD;
       }
+      __threadfence_block();
       hopper::arrive(&sums_full[turn]);
 
       unsigned dy[P / 16][4];
@@ -520,6 +521,7 @@ __global__ void __launch_bounds__(512, 1)
 #pragma unroll
         for (int j = 0; j < 8; ++j)
           exchange[j * 128] = make_float4(du[4 * j], du[4 * j + 1], du[4 * j + 2], du[4 * j + 3]);
+        __threadfence_block();
         hopper::arrive(&exchange_full);
         continue;
       }
