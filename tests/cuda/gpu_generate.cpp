@@ -3,6 +3,8 @@
 // Generation on the GPU writes what the CPU writes.
 #include <doctest/doctest.h>
 
+#include <algorithm>
+
 #include "diffmamba/generate/generator.hpp"
 #include "diffmamba/model/language_model.hpp"
 
@@ -101,6 +103,30 @@ TEST_SUITE("on a GPU" * doctest::skip(cuda_runtime::device_count() == 0)) {
     for (Index b = 0; b < 3; ++b) {
       auto alone = model.prefill(prompts.view().slice<0>(b, b + 1));
       CHECK(collect(model, alone, {.temperature = 0, .max_tokens = 12}) == got[static_cast<std::size_t>(b)]);
+    }
+  }
+
+  TEST_CASE("bfloat16: the graph of a token, which reads weights ahead, draws what steps one by one give") {
+    using Model = LanguageModel<cuda, bfloat16, float, Mamba2<bfloat16, cuda>, Differential<Mamba2<bfloat16, cuda>>>;
+    ModelConfig config{.d_model = 64,
+                       .vocab_size = 50,
+                       .layers = {{"mamba2"}, {"diff_mamba2"}, {"mamba2"}},
+                       .mixer = {{"d_state", 32.0}, {"headdim", 16.0}}};
+    config.initializer_range = 0.5;
+    Model model(config);
+    initialize(model, Philox{2});
+    for (const bool shortened : {false, true}) {
+      auto state = model.prefill(as_batch(prompt));
+      if (shortened) state.shorten();
+      auto other = state;
+      const auto got = collect(model, state, {.temperature = 0, .max_tokens = 30});
+      std::vector<std::int32_t> want;
+      for (int i = 0; i < 30; ++i) {
+        const auto logits = to<cpu>(other.logits);
+        want.push_back(static_cast<std::int32_t>(std::max_element(logits.data(), logits.data() + 50) - logits.data()));
+        model.step(want.back(), other);
+      }
+      CHECK(got == want);
     }
   }
 
