@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include "diffmamba/device/hopper.cuh"
 #include "diffmamba/device/mma.cuh"
 #include "diffmamba/ops/ssd/ssd_backward_general.cuh"
 
@@ -171,6 +172,40 @@ __device__ inline void add_pair(float first, float second, float* part, T* targe
   sum.x += first;
   sum.y += second;
   put_pair(sum, part, target, join, aligned);
+}
+
+/// Where the copy engine finds the operands.
+struct BackwardMaps {
+  CUtensorMap x, dout, B, C;    // boxes of 64 tokens
+  CUtensorMap states, dstates;  // boxes of 64 rows of a state
+  CUtensorMap dx;               // boxes of 16 tokens
+};
+
+/// Copies `Rows` rows of `Columns` numbers into a tile; rows from `valid` on become zero.
+template <int Rows, int Columns, int Threads, class T>
+__device__ inline void load_tile(T* tile, const T* from, Index stride, int valid, bool aligned = true) {
+  constexpr int per_unit = 16 / static_cast<int>(sizeof(T)), row_units = Columns / per_unit;
+  constexpr int step = Threads / row_units;  // rows from one copy of a thread to its next
+  static_assert(Threads % row_units == 0 && Rows % step == 0);
+  const int first = static_cast<int>(threadIdx.x) / row_units, unit = static_cast<int>(threadIdx.x) % row_units;
+  const T* source = from + first * stride + unit * per_unit;
+  if (aligned) {
+#pragma unroll
+    for (int row = first; row < first + Rows; row += step, source += step * stride)
+      mma::copy_async(tile + mma::unit_at<T, Columns>(row, unit), row < valid ? source : from, row < valid);
+  } else {
+#pragma unroll 1
+    for (int row = first; row < first + Rows; row += step, source += step * stride)
+      for (int k = 0; k < per_unit; ++k)
+        tile[mma::unit_at<T, Columns>(row, unit) + k] = row < valid ? source[k] : T(0.0f);
+  }
+}
+/// Numbers whose memory and whose number of bytes are multiples of 16.
+template <int Count, int Threads, class Number>
+__device__ inline void load_numbers(Number* to, const Number* from) {
+  constexpr int per_unit = 16 / static_cast<int>(sizeof(Number));
+  for (int i = static_cast<int>(threadIdx.x); i < Count / per_unit; i += Threads)
+    mma::copy_async(to + per_unit * i, from + per_unit * i, true);
 }
 
 }  // namespace diffmamba::ssd::detail

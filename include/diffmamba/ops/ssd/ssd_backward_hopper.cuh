@@ -10,12 +10,6 @@
 /// the registers of a warpgroup each, (headdim, d_state), and go to memory in 16 bits before every chunk.
 namespace diffmamba::ssd::detail {
 
-struct BackwardMaps {
-  CUtensorMap x, dout, B, C;    // boxes of 64 tokens
-  CUtensorMap states, dstates;  // boxes of 64 rows of a state
-  CUtensorMap dx;               // boxes of 16 tokens
-};
-
 inline constexpr int walk_heads = 2;  // of a block
 
 /// Shared memory of a block of the walk, in bytes from a multiple of 1024.
