@@ -22,9 +22,9 @@ concept DenseOnHost = requires(const P& parameter) {
 
 /// The parameters of a module or model under their official names, as they go into a file.
 template <class ModuleType>
-std::vector<NamedTensor> named_parameters(const ModuleType& module) {
+std::vector<NamedTensor> named_parameters(const ModuleType& of) {
   std::vector<NamedTensor> tensors;
-  module.visit([&](std::string_view name, auto& parameter) {
+  of.visit([&](std::string_view name, auto& parameter) {
     using P = std::remove_cvref_t<decltype(parameter)>;
     using Values = decltype(parameter.to_tensor());
     // Something that outlives the visit; elements that are not dense in host memory are gathered when they are written.
@@ -47,10 +47,10 @@ using ParameterNames = std::function<std::string(std::string_view)>;
 /// Reads every parameter of a module from a file. A tensor that is missing, is not asked for, or has another shape is
 /// an Error that names file and tensor, before anything is changed.
 template <class ModuleType>
-void load_parameters(SafetensorsFile& file, ModuleType& module, const ParameterNames& file_name = {}) {
+void load_parameters(SafetensorsFile& file, ModuleType& of, const ParameterNames& file_name = {}) {
   const auto in_file = [&](std::string_view name) { return file_name ? file_name(name) : std::string(name); };
   std::set<std::string> wanted;
-  module.visit([&](std::string_view name, auto& parameter) {
+  of.visit([&](std::string_view name, auto& parameter) {
     const std::string key = in_file(name);
     const auto& stored = file.info(key);
     std::vector<Index> expected;
@@ -62,7 +62,7 @@ void load_parameters(SafetensorsFile& file, ModuleType& module, const ParameterN
   });
   for (const auto& [name, info] : file.tensors())
     require(wanted.contains(name), file.path().string(), ": the model has no parameter for the tensor ", name);
-  module.visit([&](std::string_view name, auto& parameter) {
+  of.visit([&](std::string_view name, auto& parameter) {
     using P = std::remove_cvref_t<decltype(parameter)>;
     using T = typename P::value_type;
     parameter.copy_from(file.tensor<T, P::rank>(in_file(name)));
