@@ -11,8 +11,8 @@
 # STEP is tests, conformance, sanitizer, benchmarks or peers; without one all are done. --no-build takes the programs from
 # FOLDER (build/gpu_verify/programs), wherever they were built: test_gpu_*, conformance_cuda, bench_gpu_*, as they are or with
 # .gz or .xz behind their names. --peers is the folder of the official packages' sources (.peers/src; bench/peers/gpu/README.md);
-# without it they are left out. LIMIT=150 are the seconds that one program may take. What is not timed runs several at once.
-# Ends with the number of failures.
+# without it they are left out. LIMIT=150 are the seconds that one program of ours may take. What is not timed runs several at once.
+# Ends with the number of failures; nothing is run when the build fails.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -142,9 +142,9 @@ sanitizer() {
   for tool in memcheck racecheck initcheck synccheck; do
     # initcheck does not see what the copy engine stores (a kernel that does nothing else has all of its memory reported),
     # which is how SSD's backward pass writes dx where the sizes are Hopper's.
-    local without=()
-    [ $tool = initcheck ] && without=(--without 'ops/ssd_chunk_scan__tile_p64*')
-    spawn 8 "compute-sanitizer $tool, bfloat16 operators" 'SUMMARY' compute-sanitizer --tool $tool --error-exitcode 9 \
+    local what="bfloat16 operators" without=()
+    [ $tool = initcheck ] && what+=" but SSD at Hopper's sizes" && without=(--without 'ops/ssd_chunk_scan__tile_p64*')
+    spawn 8 "compute-sanitizer $tool, $what" 'SUMMARY' compute-sanitizer --tool $tool --error-exitcode 9 \
       "$bin/conformance_cuda" --device cuda --dtype bfloat16 --filter 'ops/*' "${without[@]}" tests/goldens
   done
   for tool in memcheck racecheck; do
@@ -163,7 +163,10 @@ heading() {
 benchmarks() {
   local program name
   export OMP_NUM_THREADS=$cores
-  heading Benchmarks benchmarks >"$figures"
+  {
+    heading Benchmarks benchmarks
+    echo "\"x peer\" is by the peers' times as they were recorded before; beside ours in one run: $(basename "$beside")."
+  } >"$figures"
   for program in "$bin"/bench_gpu_*; do
     name=$(basename "$program")
     run "$name" '^$' "$program"
@@ -173,7 +176,7 @@ benchmarks() {
 peers() {
   local name="the official packages beside ours"
   [ -d "$peers" ] || { echo "| $name | left out: no sources in $peers | | 0 |" | tee -a "$report"; return; }
-  run "$name" '^$' python3 bench/peers/gpu/peers.py --ours "$bin" --sources "$peers"
+  limit=1200 run "$name" '^$' python3 bench/peers/gpu/peers.py --ours "$bin" --sources "$peers"
   { heading "Ours and the official packages" peers; printf '\n```\n%s\n```\n' "$(cat "$(log_of "$name").log")"; } >"$beside"
 }
 
@@ -193,6 +196,7 @@ timed() {
 } >"$report"
 if [ $build = yes ]; then
   limit=3600 timed compile
+  [ $failures = 0 ] || { echo "The build failed; see $report" >&2; exit 1; }
   rm -rf "$programs"
   mkdir -p "$programs"
   find build/gpu_verify/tree -type f -perm -u+x \
