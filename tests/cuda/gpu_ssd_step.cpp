@@ -37,19 +37,6 @@ Data<double> in_double(const Data<T>& d, const Shape& shape) {
   return result;
 }
 
-template <class T>
-ssd::StepInputs<T> all_tokens(const ssd::Inputs<T>& in) {
-  return {.x = in.x,
-          .dt = in.dt,
-          .A = in.A,
-          .B = in.B,
-          .C = in.C,
-          .D = in.D,
-          .D_per_channel = in.D_per_channel,
-          .z = in.z,
-          .dt_bias = in.dt_bias};
-}
-
 /// Copies of the operands on the GPU, and the inputs of `count` tokens from `begin` on.
 template <class T>
 struct OnGpu {
@@ -100,7 +87,7 @@ TEST_SUITE("on a GPU" * doctest::skip(cuda_runtime::device_count() == 0)) {
         auto state =
             random_tensor<accumulate_t<T>>(Extents{shape.batch, shape.nheads, shape.headdim, shape.d_state}, 20);
         auto want_state = converted<double>(state);
-        const auto want = ssd::step(all_tokens(exact.inputs()), want_state, options);
+        const auto want = ssd::step(ssd::step_inputs(exact.inputs()), want_state, options);
         const OnGpu<T> operands(data);
         auto gpu_state = to<cuda>(state), again = to<cuda>(state);
         const auto out = ssd::step(operands.tokens(0, shape.length), gpu_state.view(), options);
@@ -152,7 +139,7 @@ TEST_SUITE("on a GPU" * doctest::skip(cuda_runtime::device_count() == 0)) {
       Tensor<Index, 1> indices({3});
       indices(0) = 4, indices(1) = -1, indices(2) = 1;
       const auto gpu_indices = to<cuda>(indices);
-      auto in = all_tokens(data.inputs());
+      auto in = ssd::step_inputs(data.inputs());
       in.state_indices = indices;
       const OnGpu<T> operands(data);
       auto gpu_in = operands.tokens(0, 1);

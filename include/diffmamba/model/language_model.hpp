@@ -135,17 +135,19 @@ class LanguageModel : public Module<LanguageModel<DeviceType, Compute, Param, Mi
     Index position = 0;      // tokens seen
     /// On a GPU, for models of bfloat16 with Mamba-2 in all layers: the states of the scans are kept in bfloat16 from
     /// now on, which halves what a batch of sequences has to move for every token, and rounds them at every token (the
-    /// error of the logits is then about a percent). Throws Error where a layer has no such form.
+    /// error of the logits is then about a percent). Throws Error where a layer has no such form, before any is
+    /// changed.
     void shorten() {
-      for (auto& layer : layers)
-        std::visit(
-            [](auto& one) {
-              if constexpr (requires { one.shorten(); })
-                one.shorten();
-              else
-                fail("model: a layer whose states cannot be kept in 16 bits");
-            },
-            layer);
+      const auto visit_layers = [this](auto&& what) {
+        for (auto& layer : layers) std::visit(what, layer);
+      };
+      visit_layers([](auto& one) {
+        require(
+            requires { one.shorten(); }, "model: a layer whose states cannot be kept in 16 bits");
+      });
+      visit_layers([](auto& one) {
+        if constexpr (requires { one.shorten(); }) one.shorten();
+      });
     }
     Index batch() const { return logits.extent(0); }
   };

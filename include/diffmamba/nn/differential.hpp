@@ -81,12 +81,7 @@ class Differential : public Module<Differential<MixerType>> {
   using State = typename Paths::State;
 
   /// Whether x is needed only at the end of backward, so that the caller need not keep it.
-  static constexpr bool leaves_input = [] {
-    if constexpr (requires { typename MixerType::Inner; })
-      return InnerLeavesInput<typename MixerType::Inner>;
-    else
-      return false;
-  }();
+  static constexpr bool leaves_input = Paths::leaves_input;
 
   using Options = DifferentialMixerOptions<typename MixerType::Options>;
   struct Saved {

@@ -264,7 +264,7 @@ class Mamba2Core {
       if (!normed_linear::takes(first) || !normed_linear::takes(last)) return {};
       normed_linear::forward(first, as_rows(zxbcdt));
       const Cut<const T> in(s, std::as_const(zxbcdt).view());
-      auto scan = step_inputs(scan_inputs(w, in, CutConv<const T>(s, in.xBC), state.A->view(), {}));
+      auto scan = ssd::step_inputs(scan_inputs(w, in, CutConv<const T>(s, in.xBC), state.A->view(), {}));
       scan.z = heads(in.z);
       advance(scan, state, heads(gated.view()));
       auto out = Tensor<T, 3, D>::uninitialized(Extents{batch, one, out_weight.extent(0)});
@@ -355,12 +355,13 @@ class Mamba2Core {
     return dzxbcdt;
   }
 
-  /// dx from dzxbcdt; adds into the gradients of in_proj, or assigns them.
+  /// dx from dzxbcdt; adds into the gradients of in_proj.
   Tensor<T, 3, D> project_backward(const Weights& w, const View<const T, 3, D>& x, const View<const T, 3, D>& dzxbcdt,
-                                   const WeightGradients& g, GradientMode mode = GradientMode::add) const {
+                                   const WeightGradients& g) const {
     auto dx = Tensor<T, 3, D>::uninitialized(x.extents());
     linear::backward(linear::Inputs<T, D>{.x = as_rows(x), .weight = w.in_proj_weight, .bias = w.in_proj_bias},
-                     as_rows(dzxbcdt), {.dx = as_rows(dx), .dweight = g.in_proj_weight, .dbias = g.in_proj_bias}, mode);
+                     as_rows(dzxbcdt), {.dx = as_rows(dx), .dweight = g.in_proj_weight, .dbias = g.in_proj_bias},
+                     GradientMode::add);
     return dx;
   }
 
@@ -444,17 +445,6 @@ class Mamba2Core {
     if (!w.norm_weight) scan.z = heads(in.z);
     return scan;
   }
-  static ssd::StepInputs<T, D> step_inputs(const ssd::Inputs<T, D>& in) {
-    return {.x = in.x,
-            .dt = in.dt,
-            .A = in.A,
-            .B = in.B,
-            .C = in.C,
-            .D = in.D,
-            .D_per_channel = in.D_per_channel,
-            .z = in.z,
-            .dt_bias = in.dt_bias};
-  }
   /// One scan over a few tokens, the states in place.
   void advance(const ssd::StepInputs<T, D>& scan, State& state, const View<T, 4, D>& out) const {
     if constexpr (shortens)
@@ -529,7 +519,7 @@ class Mamba2Core {
     const CutConv<T> conv(s, conv_out.view());
     const auto full = scan_inputs(w, in, CutConv<const T>(s, conv_out.view()), state.A->view(), {});
     const View<T, 4, D> y = w.norm_weight ? conv.x : heads(out);
-    advance(step_inputs(full), state, y);
+    advance(ssd::step_inputs(full), state, y);
     if (w.norm_weight) normalize(w, y, in.z, out, nullptr);
     return gated;
   }

@@ -610,8 +610,7 @@ void bind_gradients(ModuleType& module, FlatParameters<T, DeviceType>& flat) {
     const auto& segment = flat.segments[i];
     parameters[i]->bind_gradient(flat.gradient_memory->data() + segment.offset, flat.gradient_memory);
     if (parameters[i]->written_whole()) continue;
-    const bool follows = i > 0 && !runs.empty() && !parameters[i - 1]->written_whole();
-    if (follows)
+    if (i > 0 && !parameters[i - 1]->written_whole())
       runs.back().end = segment.offset + segment.size;
     else
       runs.push_back({segment.offset, segment.offset + segment.size});

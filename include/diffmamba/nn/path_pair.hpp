@@ -41,7 +41,7 @@ class PathsAsOne {
     std::shared_ptr<const Folded> folded;
   };
   using Pair = std::pair<Tensor<T, 3, D>, Tensor<T, 3, D>>;
-  static constexpr bool as_one = true;
+  static constexpr bool as_one = true, leaves_input = InnerLeavesInput<Inner>;
 
   /// The inner's, and per token sizeof(T) * d_model (x), unless x is left to the caller; the gated tensor (2 width)
   /// only where the inner's backward pass cannot write it again. For differences also the folded weight, whatever the
@@ -181,6 +181,7 @@ class PathsAsOne {
   template <class Through>
   Tensor<T, 3, D> difference_backward(const View<const T, 3, D>& dout, const View<const R, 1, D>& lambda, double scale,
                                       Saved& saved, const View<R, 1, D>& dlambda, Through&& backward_through_inner) {
+    require(bool(saved.folded.weight), "differential: backward without a forward before it; every Saved serves once");
     const auto in = fold_inputs(lambda);
     const auto options = fold_options(scale);
     const Folded folded = std::move(saved.folded);
@@ -297,7 +298,7 @@ class PathsAsTwo {
   using T = typename MixerType::value_type;
   using D = typename MixerType::device_type;
   using Pair = std::pair<Tensor<T, 3, D>, Tensor<T, 3, D>>;
-  static constexpr bool as_one = false;
+  static constexpr bool as_one = false, leaves_input = false;
 
   struct Saved {
     typename MixerType::Saved m1, m2;

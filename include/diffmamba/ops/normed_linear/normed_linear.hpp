@@ -2,10 +2,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <cstdint>      // std::uintptr_t
 #include <type_traits>  // std::is_same_v
 
 #include "diffmamba/ops/contract.hpp"  // require_operand
+#include "diffmamba/tensor/takes_packs.hpp"
 
 /// A few rows through a weight, with what stands before and behind that product while decoding, in one pass:
 ///
@@ -103,15 +103,6 @@ inline std::size_t block_bytes(Index columns, Index rows, Index channels) {
 }
 inline constexpr std::size_t most_bytes = std::size_t{216} << 10, half_of_a_multiprocessor = std::size_t{108} << 10;
 
-/// Whether rows begin at multiples of 16 bytes.
-template <class T, int Rank, class D>
-bool whole(const View<T, Rank, D>& view) {
-  bool good = reinterpret_cast<std::uintptr_t>(view.data()) % 16 == 0;
-  for (int axis = 0; axis + 1 < Rank; ++axis)
-    good = good && (view.extent(axis) <= 1 || view.stride(axis) * static_cast<Index>(sizeof(T)) % 16 == 0);
-  return good;
-}
-
 }  // namespace detail
 
 /// Whether `forward` does this: up to eight rows of bfloat16, channels in whole blocks of 32 of which each of 1, 2, 4
@@ -122,6 +113,7 @@ bool takes(const Inputs<T, DeviceType>& in) {
   if constexpr (!std::is_same_v<DeviceType, cuda> || !std::is_same_v<T, bfloat16>) {
     return false;
   } else {
+    using diffmamba::detail::takes_packs;
     const auto& s = in.source;
     const auto& c = in.convolution;
     const Index rows = s.x.extent(0), channels = s.x.extent(1);
@@ -130,11 +122,11 @@ bool takes(const Inputs<T, DeviceType>& in) {
     return rows >= 1 && rows <= detail::most_rows && channels >= 32 &&
            detail::block_bytes(8, rows, channels) <= detail::most_bytes && channels % (32 * groups) == 0 &&
            detail::most_warps % groups == 0 && in.weight.size() <= most_elements && in.weight.extent(0) > 0 &&
-           detail::whole(View<const T, 2, DeviceType>(s.x)) && detail::whole(s.before.weight) &&
-           detail::whole(s.residual) && detail::whole(s.residual_out) && detail::whole(s.norm.weight) &&
-           detail::whole(View<const T, 2, DeviceType>(in.weight)) &&
+           takes_packs<8>(View<const T, 2, DeviceType>(s.x)) && takes_packs<4>(s.before.weight) &&
+           takes_packs<4>(s.residual) && takes_packs<4>(s.residual_out) && takes_packs<4>(s.norm.weight) &&
+           takes_packs<8>(View<const T, 2, DeviceType>(in.weight)) &&
            (!c.weight ||
-            (c.weight.extent(1) == 4 && c.state.extent(2) == 4 && detail::whole(c.weight) && detail::whole(c.state)));
+            (c.weight.extent(1) == 4 && c.state.extent(2) == 4 && takes_packs<4>(c.weight) && takes_packs<4>(c.state)));
   }
 }
 

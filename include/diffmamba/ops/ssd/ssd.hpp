@@ -132,6 +132,20 @@ struct StepInputs {
   View<const Index, 1, DeviceType> state_indices = {};            // (batch), distinct slots or -1
 };
 
+/// The tokens of a scan as new tokens of each sequence.
+template <class T, Device DeviceType>
+StepInputs<T, DeviceType> step_inputs(const Inputs<T, DeviceType>& in) {
+  return {.x = in.x,
+          .dt = in.dt,
+          .A = in.A,
+          .B = in.B,
+          .C = in.C,
+          .D = in.D,
+          .D_per_channel = in.D_per_channel,
+          .z = in.z,
+          .dt_bias = in.dt_bias};
+}
+
 // --- The formula of one step, for every device -----------------------------------------------------------------------
 
 /// dt as the recurrence uses it, from dt as it comes in plus its bias.
