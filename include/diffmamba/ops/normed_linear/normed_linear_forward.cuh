@@ -86,7 +86,8 @@ __global__ __launch_bounds__(32 * (warps + 1)) void normed_linear_kernel(const _
       reinterpret_cast<float4*>(p.conv_state + (convolves ? row * p.state_row + channel * p.state_channel : 0));
   const float4* const filter =
       reinterpret_cast<const float4*>(p.conv_weight + (convolves ? channel * p.conv_weight_channel : 0));
-  // The warp's channels, whole blocks of 32.
+  // The warp's channels, whole blocks of 32. A group begins where a warp does, since the number of groups divides those
+  // of the blocks and of the warps (takes).
   const int blocks = product.k / 32, begin = 32 * (warp * blocks / warps), end = 32 * ((warp + 1) * blocks / warps);
 
   cuda_runtime::let_next_kernel_begin();

@@ -25,12 +25,12 @@
 ///   5 sums     over the parts of a group, where it was split, and of the parameters over chunks and batch
 ///
 /// For bfloat16 on Hopper 2 and 4 are the kernels of ssd_backward_hopper.cuh and 3 has its tiles brought by the copy
-/// engine, if that can walk over x, dout, B, C and dx; else they are the kernels below, which any GPU from sm_80 on can
-/// run.
+/// engine, if that can walk over x, dout, B and C (for 4, dx too); else they are those of ssd_backward_walk.cuh,
+/// ssd_backward_states.cuh and ssd_backward_tokens.cuh, which any GPU from sm_80 on can run.
 ///
-/// x, dy, S and dS' are read twice (x and dy in 2 too), dx is written once. dx may be the memory of dout: only 4 writes
-/// it, each block where it alone has read. Beyond the operands it takes 4 headdim d_state / 128 bytes (8 with float)
-/// per token and head for the states, and little else.
+/// x, dy and dS' are read twice (x and dy in 2 too), S once, dx is written once. dx may be the memory of dout: only 4
+/// writes it, each block where it alone has read. Beyond the operands it takes 4 headdim d_state / 128 bytes (8 with
+/// float) per token and head for the states, and little else.
 ///
 /// Accuracy: with bfloat16 operands of products are rounded to 16 bits (the states, M, dG, and x and dy, or B and C,
 /// where decays are multiplied into them), all sums are float; with float everything is float, and exponents are as

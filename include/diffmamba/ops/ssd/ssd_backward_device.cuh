@@ -38,7 +38,7 @@ struct TensorMemory : ChunkMemory<float, decay_sum_t<T>> {
   AlignedRows aligned = {};
 };
 
-/// Which chunk, group and heads a block of the two kernels below has: blocks count slices, then groups, then chunks,
+/// Which chunk, group and heads a block of steps 3 and 4 has: blocks count slices, then groups, then chunks,
 /// then the batch.
 template <class T>
 struct ChunkBlock {

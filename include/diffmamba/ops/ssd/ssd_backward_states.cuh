@@ -3,6 +3,7 @@
 #pragma once
 
 #include "diffmamba/ops/ssd/ssd_backward_device.cuh"
+#include "diffmamba/ops/ssd/ssd_backward_hopper.cuh"  // load_bytes
 
 /// SSD backward on tensor cores, the kernel of step 3 as ssd_backward.cuh counts them: what goes through the states.
 namespace diffmamba::ssd::detail {
